@@ -1,0 +1,295 @@
+"""The messages of the protocol: typed, versioned, unknown fields refused.
+
+A message is an object here and a JSON payload on the wire. `parse` is the only way in: it is bounded,
+and every fault is one `MessageError`.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from federation.errors import MessageError, RejectReason
+from federation.settings import ModelSettings, Name, RunSettings, StrategySettings, TrainingSettings
+
+MAX_MESSAGE_BYTES = 2 << 20
+"""Largest JSON payload read: a manifest of 16,384 chunks, or a result of a few thousand nodes."""
+
+MAX_PARAMS_BYTES = 8 << 30
+"""Largest tensor set accepted anywhere, before any comparison with the model."""
+
+MAX_CHUNKS = 16_384
+"""Most chunks of one transfer: 4 GiB at the default chunk size, and a manifest of about 1 MiB."""
+
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+"""SHA-256, lower-case hexadecimal."""
+
+Signature = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{128})?$")]
+"""Ed25519, lower-case hexadecimal; empty where this site does not sign."""
+
+Text = Annotated[str, StringConstraints(max_length=500)]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+RoundNumber = Annotated[int, Field(ge=1, le=10**9)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Tag = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+
+
+class Message(BaseModel):
+    """Base of every message."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    version: Literal[1] = 1
+
+    def to_payload(self) -> bytes:
+        """Return the message as JSON bytes."""
+        return self.model_dump_json().encode()
+
+
+class Evaluation(BaseModel):
+    """How good a model is on one set of images. Accuracies and F1 are shares in [0, 1]."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    num_examples: Count
+    accuracy: Number
+    f1_macro: Number
+    f1_weighted: Number
+    loss: Number
+    """Mean cross-entropy in nats."""
+    class_accuracy: Annotated[list[Number], Field(max_length=10_000)]
+    """Recall of each class; 0 where the set holds no example of it."""
+    confusion_matrix: Annotated[list[list[Count]], Field(max_length=1000)]
+    """Rows are true classes, columns predicted ones."""
+
+
+class RunState(Message):
+    """Where a run is; the first thing a joining node reads."""
+
+    run: Name
+    phase: Literal["waiting", "training", "paused", "finished", "stopped"]
+    round_number: Count
+    """The round being trained, or the last one when the run has ended; 0 before the first."""
+    num_rounds: RoundNumber
+    epoch: Count
+    """Fencing epoch: each start of an aggregator takes the next; a lower one is a zombie's."""
+    instance: Tag = "-"
+    """Random per process: of two aggregators with one epoch, the greater leads."""
+    strategy: Tag
+    model: ModelSettings
+    final_digest: Digest | None = None
+    """`finished` only: of the final global model, published as that of round `round_number` + 1."""
+    reason: Text = ""
+    """Why the run waits or stopped, as a sentence."""
+    result_digest: Digest | None = None
+    """SHA-256 of the newest result's payload: the end of the hash chain. None before the first round's end."""
+    settings: RunSettings | None = None
+    """The whole run file, from which `fedmq recover` and `fedmq replay` know what is trained."""
+
+
+class NodeStatus(Message):
+    """What a node is; published by itself when it joins and by its will when it vanishes."""
+
+    node: Name
+    online: bool
+    instance: Tag
+    """Random per process: tells a restart, or a twin with the same identity, apart."""
+    num_examples: Count = 0
+    image_shape: Annotated[list[Count], Field(max_length=3)] = []
+    """Channels, height, width; empty while the node has no usable data."""
+    num_classes: Count = 0
+    num_cores: Count = 0
+    memory_bytes: Count = 0
+    software: Annotated[dict[Tag, Tag], Field(max_length=20)] = {}
+    problem: Text = ""
+    """Why the node sits rounds out, as a sentence; empty when it is fit."""
+
+
+class RoundPlan(Message):
+    """What one round asks of its cohort."""
+
+    run: Name
+    round_number: RoundNumber
+    epoch: Count
+    cohort: Annotated[list[Name], Field(max_length=10_000)]
+    deadline_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    """Counted from receipt: nodes' clocks need not agree."""
+    seed: Count
+    """The run's seed; a node derives its own generators from (seed, round, node)."""
+    model: ModelSettings
+    training: TrainingSettings
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    """This round's, after the schedule."""
+    proximal_mu: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    strategy: StrategySettings = StrategySettings()
+    """How the round's updates will be aggregated: what replay repeats."""
+    state_digest: Digest | None = None
+    """Of the strategy's state before the round, published beside the global model; None where the rule keeps none."""
+    codec: Literal["safetensors"] = "safetensors"
+    global_digest: Digest
+    global_bytes: Annotated[int, Field(ge=1, le=MAX_PARAMS_BYTES)]
+
+
+class Control(Message):
+    """What the run's operator wants; retained until the aggregator has heeded it."""
+
+    run: Name
+    wanted: Literal["pause", "resume", "stop"]
+    reason: Text = ""
+    """Shown to whoever looks at the run's state."""
+
+
+class Transfer(Message):
+    """A manifest: the commit mark of one chunked tensor set, published after its chunks."""
+
+    run: Name
+    round_number: RoundNumber
+    codec: Literal["safetensors"] = "safetensors"
+    total_bytes: Annotated[int, Field(ge=1, le=MAX_PARAMS_BYTES)]
+    chunk_bytes: Annotated[int, Field(ge=1024, le=64 << 20)]
+    """Tensor bytes in each chunk but the last, without the chunk's header."""
+    sha256: Digest
+    """Of the whole payload: the digest of the tensor set."""
+    chunk_sha256: Annotated[list[Digest], Field(min_length=1, max_length=MAX_CHUNKS)]
+    """Of each chunk's tensor bytes, in index order."""
+
+
+class GlobalManifest(Transfer):
+    """Manifest of the global model, or of the strategy's state, at the start of a round."""
+
+
+class LocalMetrics(BaseModel):
+    """What a node measured while it trained one update."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    loss: Number
+    """Mean training loss of the last local epoch, in nats."""
+    download_seconds: Number
+    """From the plan's receipt until the global model was whole."""
+    train_seconds: Number
+    samples_per_second: Number
+    validation_accuracy: Number | None = None
+    """Of the received global model on the node's validation share; None without one."""
+    validation_loss: Number | None = None
+    validation_class_accuracy: Annotated[list[Number], Field(max_length=1000)] = []
+
+
+class UpdateManifest(Transfer):
+    """Manifest of one node's update."""
+
+    node: Name
+    base_digest: Digest
+    """Of the global model the update was trained from."""
+    num_examples: Annotated[int, Field(ge=1, le=10**12)]
+    metrics: LocalMetrics
+    signature: Signature = ""
+    """The node's, over all other fields (federation/signing.py)."""
+
+
+class Ack(Message):
+    """What the aggregator says of a node's update; only this ends the node's upload."""
+
+    run: Name
+    round_number: RoundNumber
+    epoch: Count
+    node: Name
+    outcome: Literal["accepted", "rejected", "discarded", "incomplete"]
+    sha256: Digest | None = None
+    """The transfer spoken of; None when the aggregator has seen none."""
+    reason: Text = ""
+    missing: Annotated[list[Count], Field(max_length=MAX_CHUNKS)] = []
+    """`incomplete` only: chunk indices to send again."""
+
+
+class NodeOutcome(BaseModel):
+    """How one cohort member's round ended."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    node: Name
+    outcome: Literal["accepted", "rejected", "discarded"]
+    reason: Text = ""
+    num_examples: Count = 0
+    update_digest: Digest | None = None
+    metrics: LocalMetrics | None = None
+
+
+class RoundResult(Message):
+    """What became of one round; each names the previous one's digest, which makes the rounds a hash chain."""
+
+    run: Name
+    round_number: RoundNumber
+    epoch: Count
+    previous_result_digest: Digest | None
+    """SHA-256 of the previous round's result payload; None in the first round."""
+    plan_digest: Digest | None = None
+    """SHA-256 of the round's plan payload: what was asked is part of the chain."""
+    strategy: Tag
+    aggregated: bool
+    """False when the round ended below quorum: the next global model is this one."""
+    global_digest: Digest
+    next_global_digest: Digest
+    outcomes: Annotated[list[NodeOutcome], Field(max_length=10_000)]
+    evaluation: Evaluation | None
+    """Of the next global model on the test set."""
+    accepted: Count
+    rejected: Count
+    discarded: Count
+    stragglers: Count
+    """Cohort members of whom no complete update had come when the round closed."""
+    seconds: Number
+    """From the round's opening to its result."""
+    phase_seconds: dict[Tag, Number]
+    bytes_up: Count
+    bytes_down: Count
+    diagnostics: dict[Tag, Number] = {}
+    signature: Signature = ""
+    """The aggregator's, over all other fields."""
+
+
+class MetricPoint(BaseModel):
+    """One measured point; the aggregator adds run and node from the sender's identity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    measurement: Literal["train", "inference", "device"]
+    time_ns: Annotated[int, Field(ge=0, le=2**63 - 1)]
+    """Nanoseconds since 1970, by the node's clock."""
+    tags: Annotated[dict[Tag, Tag], Field(max_length=4)] = {}
+    fields: Annotated[dict[Tag, Number | int | bool], Field(min_length=1, max_length=64)]
+
+
+class MetricsReport(Message):
+    """Figures a node sends beside the ring."""
+
+    node: Name
+    round_number: Count = 0
+    points: Annotated[list[MetricPoint], Field(max_length=1000)]
+
+
+M = TypeVar("M", bound=Message)
+
+
+def parse(message_type: type[M], payload: bytes) -> M:
+    """Return the message of a payload.
+
+    Raises:
+        MessageError: too large, no JSON, another version, unknown or missing fields, or values out of bounds.
+    """
+    if len(payload) > MAX_MESSAGE_BYTES:
+        raise MessageError(f"{message_type.__name__} of {len(payload)} bytes", reason=RejectReason.OVERSIZED)
+    try:
+        return message_type.model_validate_json(payload)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or "payload"
+        reason = RejectReason.UNSUPPORTED_VERSION if place == "version" else RejectReason.INVALID_MESSAGE
+        raise MessageError(f"{message_type.__name__}: {place}: {first['msg']}"[:400], reason=reason) from None
+
+
+def canonical_json(value: object) -> bytes:
+    """Return JSON with sorted names and no spaces, for digests."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
