@@ -1,0 +1,115 @@
+"""The paho client as FedMQ sets it up: its options, properties and packets, in one place."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+from paho.mqtt.client import Client
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from federation.broker_address import BrokerAddress
+from federation.transport import Will
+
+MAX_INCOMING_PACKET_BYTES = 8 << 20
+"""We tell the broker to send nothing larger: four times the largest JSON message, 32 default chunks."""
+
+CONNECT_SECONDS = 10.0
+"""For the TCP connection, and for the TLS handshake."""
+
+
+def make_client(address: BrokerAddress, *, client_id: str, will: Will | None, manual_ack: bool = False) -> Client:
+    """Return a client that is not connected yet and has no callbacks.
+
+    Args:
+        address: user name, password and TLS files; `connect` takes the rest.
+        client_id: its identity.
+        will: what the broker publishes, retained, when it vanishes.
+        manual_ack: messages are acknowledged by `Client.ack`, not when `on_message` has returned.
+
+    Raises:
+        TransportError: the TLS files can't be used.
+    """
+    client = Client(CallbackAPIVersion.VERSION2, client_id, protocol=MQTTProtocolVersion.MQTTv5, manual_ack=manual_ack)
+    client.suppress_exceptions = True
+    client.connect_timeout = CONNECT_SECONDS
+    client.max_inflight_messages_set(0)  # the window is ours
+    if address.username is not None:
+        client.username_pw_set(address.username, address.password)
+    if address.tls is not None:
+        client.tls_set_context(address.tls.make_context())
+    if will is not None:
+        client.will_set(will.topic, will.payload, qos=1, retain=True)
+    client.on_socket_open = _set_no_delay
+    return client
+
+
+def connect(client: Client, address: BrokerAddress, *, clean_start: bool, keep_alive_seconds: int, session_expiry_seconds: int) -> None:
+    """Open the link and send CONNECT; publishes that were not acknowledged follow CONNACK by themselves.
+
+    Raises:
+        OSError: the broker can't be reached, or TLS fails.
+        ValueError: the host name is none.
+    """
+    wishes = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+    wishes.SessionExpiryInterval = session_expiry_seconds
+    wishes.MaximumPacketSize = MAX_INCOMING_PACKET_BYTES
+    client.connect_async(address.host, address.port, keep_alive_seconds, clean_start=clean_start, properties=wishes)
+    client.reconnect()
+
+
+def subscribe(client: Client, filters: Sequence[str], *, retained_again: bool = True) -> int | None:
+    """Send SUBSCRIBE at QoS 1 and return its packet identifier; None without a link.
+
+    Args:
+        client: the client.
+        filters: topic filters.
+        retained_again: deliver what is retained also for subscriptions that the session has already.
+    """
+    handling = SubscribeOptions.RETAIN_SEND_ON_SUBSCRIBE if retained_again else SubscribeOptions.RETAIN_SEND_IF_NEW_SUB
+    options = SubscribeOptions(qos=1, retainHandling=handling)
+    return client.subscribe([(topic_filter, options) for topic_filter in filters])[1]
+
+
+def unsubscribe(client: Client, filters: Sequence[str]) -> int | None:
+    """Send UNSUBSCRIBE and return its packet identifier; None without a link."""
+    return client.unsubscribe(list(filters))[1]
+
+
+def say_goodbye(client: Client, *, ends_session: bool) -> None:
+    """Send DISCONNECT, which drops the will.
+
+    Args:
+        client: the client.
+        ends_session: also let the broker forget the session.
+    """
+    properties = Properties(PacketTypes.DISCONNECT)  # type: ignore[no-untyped-call]
+    if ends_session:
+        properties.SessionExpiryInterval = 0
+    client.disconnect(ReasonCode(PacketTypes.DISCONNECT, identifier=0), properties)
+
+
+class LastError(logging.Handler):
+    """Keeps the last error that paho logs and does not report otherwise: a TLS alert, a reset."""
+
+    def __init__(self, client: Client) -> None:
+        super().__init__(logging.ERROR)
+        self.text = ""
+        log = logging.Logger("paho", logging.ERROR)
+        log.addHandler(self)
+        client.enable_logger(log)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a record's text."""
+        self.text = record.getMessage()
+
+
+def _set_no_delay(_client: Client, _userdata: Any, link: Any) -> None:
+    # Without it Nagle's algorithm meets delayed ACKs: 45 ms instead of 7 for a 394 KB model.
+    link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -1,0 +1,136 @@
+"""What the two `__main__` modules share: a bounded inbox, background workers, signals, logging, a heartbeat.
+
+Beside `mqtt` the only module with threads: the network thread and the worker put items in, the main thread
+takes them out, so a service and its machine never see two things at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from federation.clock import Clock
+
+INBOX_SIZE = 64
+"""Items waiting at most: 16 MiB of chunks. A full inbox makes the network thread wait, and so the broker."""
+
+MAX_WAIT_SECONDS = 1.0
+"""How long a signal to stop may go unnoticed."""
+
+HEARTBEAT_SECONDS = 5.0
+"""How often a turning loop touches its heartbeat file; a health check calls 60 s without one dead."""
+
+SYSTEM_CLOCK = Clock(monotonic=time.monotonic, time_ns=time.time_ns)
+
+
+class Service(Protocol):
+    """What a process runs."""
+
+    @property
+    def wake_at(self) -> float | None:
+        """When the next timed event is due, on the monotonic clock."""
+        ...
+
+    @property
+    def stopped(self) -> object | None:
+        """Why the service has ended; None while it goes on."""
+        ...
+
+    def take(self, item: Any) -> None:
+        """Take in one event."""
+        ...
+
+
+class Process:
+    """Feeds one service from an inbox until it has stopped or a signal came.
+
+    Args:
+        heartbeat: touched while the loop turns; None for none.
+    """
+
+    def __init__(self, *, heartbeat: Path | None = None) -> None:
+        self._inbox: queue.Queue[Any] = queue.Queue(INBOX_SIZE)
+        self._jobs: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
+        self._side_jobs: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
+        self._heartbeat = heartbeat
+        self._next_beat = 0.0
+        self.signal_name: str | None = None
+
+    def put(self, item: object) -> None:
+        """Hand the service an item, from any thread; waits while the inbox is full."""
+        while self.signal_name is None:
+            try:
+                self._inbox.put(item, timeout=MAX_WAIT_SECONDS)
+            except queue.Full:
+                continue
+            return
+
+    def background(self, job: Callable[[], Any]) -> None:
+        """Run a job on the worker thread, after those before it; the service takes what it returns."""
+        self._jobs.put(job)
+
+    def aside(self, job: Callable[[], Any]) -> None:
+        """Run a job that no round waits for, on a thread of its own; the service takes what it returns."""
+        self._side_jobs.put(job)
+
+    def run(self, service: Service, *, time_passed: object) -> None:
+        """Feed the service until it stops, or SIGTERM or SIGINT comes.
+
+        Args:
+            service: what to run.
+            time_passed: the item that tells the service that `wake_at` has come.
+        """
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        # A daemon: training that does not heed its cancellation must not keep a stopped process alive.
+        for name, jobs in (("worker", self._jobs), ("side worker", self._side_jobs)):
+            threading.Thread(target=self._work, args=(jobs,), name=name, daemon=True).start()
+        while service.stopped is None and self.signal_name is None:
+            now = time.monotonic()
+            self._beat(now)
+            wake_at = service.wake_at
+            if wake_at is not None and now >= wake_at:
+                service.take(time_passed)
+                continue
+            wait_seconds = MAX_WAIT_SECONDS if wake_at is None else min(MAX_WAIT_SECONDS, wake_at - now)
+            try:
+                item = self._inbox.get(timeout=wait_seconds)
+            except queue.Empty:
+                continue
+            service.take(item)
+        self._jobs.put(None)
+        self._side_jobs.put(None)
+
+    def drain(self) -> None:
+        """Let what still comes in fall on the floor, so that a stopping transport never waits for the inbox."""
+        threading.Thread(target=self._discard, name="drain", daemon=True).start()
+
+    def _discard(self) -> None:
+        while True:
+            self._inbox.get()
+
+    def _work(self, jobs: queue.SimpleQueue[Callable[[], Any] | None]) -> None:
+        while (job := jobs.get()) is not None:
+            self.put(job())
+
+    def _beat(self, now: float) -> None:
+        if self._heartbeat is not None and now >= self._next_beat:
+            self._next_beat = now + HEARTBEAT_SECONDS
+            self._heartbeat.touch()
+
+    def _on_signal(self, number: int, _frame: object) -> None:
+        self.signal_name = signal.Signals(number).name
+
+
+def set_up_logging(level: str) -> None:
+    """Log to stdout, one key=value line each."""
+    logging.basicConfig(
+        level=level, stream=sys.stdout, format="%(asctime)s level=%(levelname)s logger=%(name)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S%z"
+    )
