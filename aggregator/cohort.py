@@ -1,0 +1,53 @@
+"""Who takes part in a round: a function of (seed, round) and the nodes that are fit, nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import ceil
+
+from federation.messages import NodeStatus
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expectation:
+    """What the run's model and data demand of every node."""
+
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    global_bytes: int
+    """Size of the encoded model in bytes; every update has it too."""
+    proximal_mu: float = 0.0
+
+    def unfitness(self, status: NodeStatus) -> str | None:
+        """Return why a node can't take part, or None."""
+        if not status.online:
+            return "offline"
+        if status.problem:
+            return f"sits out: {status.problem}"
+        if tuple(status.image_shape) != self.image_shape or status.num_classes != self.num_classes:
+            return (
+                f"sits out: its images are {status.image_shape} with {status.num_classes} classes, "
+                f"this run's {list(self.image_shape)} with {self.num_classes}"
+            )
+        return None if status.num_examples > 0 else "sits out: it has no examples"
+
+
+def draw_cohort(nodes: Iterable[str], *, seed: int, round_number: int, participation: float, min_nodes: int) -> tuple[str, ...]:
+    """Return the cohort of a round, in node-id order.
+
+    Each node's place in the draw is a hash of (seed, round, node), so that one node's coming or going
+    changes the others' participation as little as possible.
+
+    Args:
+        nodes: names of the fit nodes, in any order.
+        seed: the run's seed.
+        round_number: counted from 1.
+        participation: share of `nodes` to draw, in (0, 1]; rounded up.
+        min_nodes: draw at least so many, if there are.
+    """
+    fit = sorted(set(nodes))
+    size = min(len(fit), max(min_nodes, ceil(participation * len(fit) - 1e-9)))
+    drawn = sorted(fit, key=lambda node: hashlib.sha256(f"{seed}/{round_number}/{node}".encode()).digest())
+    return tuple(sorted(drawn[:size]))

@@ -1,0 +1,183 @@
+"""The monitor: turns what the broker tells about a run into points. Pure: no threads, no clock, no I/O.
+
+`take` for each message, `tick` now and then; both return the points to record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from aggregator.broker_figures import BrokerFigures
+from aggregator.record import RunRecord
+from federation import topics
+from federation.errors import RejectReason, RemoteProtocolError
+from federation.messages import MetricsReport, NodeStatus, RunState, parse
+from federation.metrics import Point, make_point
+from federation.transport import Delivered
+
+SAMPLE_SECONDS = 30.0
+"""How often a run says that it lives, and which nodes do: alerts after 5 minutes see ten of these."""
+
+BROKER_SECONDS = 10.0
+"""Mosquitto's own `sys_interval`."""
+
+SETTLE_SECONDS = 2.0
+"""All of the broker's retained figures have come by then."""
+
+MAX_NODES = 1000
+"""Nodes of a run that are measured; each adds some ten series to the database, for ever."""
+
+MAX_NODES_PLOTTED_TEXT = "more than %d nodes report metrics: the others' points are dropped"
+
+
+class Monitor:
+    """One run as the broker shows it.
+
+    Args:
+        record: the run's folder; its settings, and its counts of what was refused.
+    """
+
+    def __init__(self, record: RunRecord) -> None:
+        self._record = record
+        self._statuses: dict[str, NodeStatus] = {}
+        self._reporting: set[str] = set()
+        self._broker = BrokerFigures()
+        self._state: RunState | None = None
+        self._round_since_ns = 0
+        self._next_sample_ns = 0
+        self._next_broker_ns = 0
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the run has."""
+        return self._state is not None and self._state.phase in {"finished", "stopped"}
+
+    @property
+    def num_online(self) -> int:
+        """How many nodes are connected."""
+        return sum(status.online for status in self._statuses.values())
+
+    def take(self, message: Delivered, now_ns: int) -> list[Point]:
+        """Take in one message; return its points.
+
+        Raises:
+            RemoteProtocolError: it is not what the topic promises.
+        """
+        topic, payload = message.topic, message.payload
+        if topic.startswith("$SYS/"):
+            self._broker.take(topic, payload)
+            return []
+        if not payload:
+            return []  # a retained message was cleared
+        parsed = topics.parse_topic(topic)
+        match parsed:
+            case topics.MetricsTopic():
+                report = parse(MetricsReport, payload)
+                if report.node != parsed.node:
+                    raise RemoteProtocolError(f"metrics of {report.node!r} from {parsed.node!r}", reason=RejectReason.INVALID_MESSAGE)
+                self._admit(parsed.node)
+                return self._record.checked_points(parsed.node, report, now_ns=now_ns)
+            case topics.StatusTopic():
+                status = parse(NodeStatus, payload)
+                if status.node != parsed.node:
+                    raise RemoteProtocolError(f"status of {status.node!r} from {parsed.node!r}", reason=RejectReason.INVALID_MESSAGE)
+                self._admit(parsed.node)
+                return self._on_status(status, now_ns, is_old=message.retained)
+            case topics.StateTopic():
+                return self._on_state(parse(RunState, payload), now_ns, is_old=message.retained)
+        raise RemoteProtocolError(f"nobody asked for {topic!r}", reason=RejectReason.UNKNOWN_TOPIC)
+
+    def tick(self, now_ns: int, figures: Callable[[], Mapping[str, Any]]) -> list[Point]:
+        """Return the samples that are due.
+
+        Args:
+            now_ns: the clock.
+            figures: returns `run` and `telemetry` fields that only the process knows, by measurement.
+        """
+        points: list[Point] = []
+        if now_ns >= self._next_broker_ns:
+            self._next_broker_ns = now_ns + int(BROKER_SECONDS * 1e9)
+            points += self._broker_points(now_ns)
+        if now_ns >= self._next_sample_ns:
+            self._next_sample_ns = now_ns + int(SAMPLE_SECONDS * 1e9)
+            points += self.samples(now_ns, figures)
+        return points
+
+    def samples(self, now_ns: int, figures: Callable[[], Mapping[str, Any]]) -> list[Point]:
+        """Return what is said of nodes, run and telemetry every so often; arguments as for `tick`."""
+        known = figures()
+        points = self._broker_points(now_ns) + [
+            self._point("node", {"node": status.node}, _node_fields(status), now_ns) for status in self._statuses.values()
+        ]
+        points.append(self._point("telemetry", {}, known["telemetry"], now_ns))
+        if not self.has_ended:
+            points.append(self._point("run", {}, {**self._run_fields(now_ns), **known["run"]}, now_ns))
+        return points
+
+    def started(self, now_ns: int) -> list[Point]:
+        """Return the event that this aggregator has started; from now on samples are taken."""
+        self._next_broker_ns = now_ns + int(SETTLE_SECONDS * 1e9)
+        return [self._event("aggregator_started", "aggregator", "the aggregator started", now_ns)]
+
+    def _broker_points(self, now_ns: int) -> list[Point]:
+        fields = self._broker.sample()
+        return [self._point("broker", {}, fields, now_ns)] if fields else []
+
+    def _on_status(self, status: NodeStatus, now_ns: int, *, is_old: bool) -> list[Point]:
+        before = self._statuses.get(status.node)
+        if before and before.online and not status.online and before.instance != status.instance:
+            return []  # the will of a process that a newer one of the same node has replaced
+        self._statuses[status.node] = status
+        points = [self._point("node", {"node": status.node}, _node_fields(status), now_ns)]
+        was_online = before is not None and before.online
+        if status.online and not was_online and not is_old:
+            points.append(self._event("node_joined", status.node, f"{status.node} joined", now_ns))
+        if was_online and not status.online:
+            points.append(self._event("node_lost", status.node, f"{status.node} is gone", now_ns))
+        return points
+
+    def _on_state(self, state: RunState, now_ns: int, *, is_old: bool) -> list[Point]:
+        before, self._state = self._state, state
+        is_new_round = state.phase == "training" and (
+            before is None or before.phase != "training" or before.round_number != state.round_number
+        )
+        if before is None or is_new_round:
+            self._round_since_ns = now_ns
+        if is_new_round and not is_old:
+            opened = self._event("round_opened", "aggregator", f"round {state.round_number} of {state.num_rounds} opened", now_ns)
+            return [opened, self._point("run", {}, self._run_fields(now_ns), now_ns)]
+        if self.has_ended and not is_old and (before is None or before.phase != state.phase):
+            text = f"run {state.phase}" + (f": {state.reason}" if state.reason else "")
+            return [self._event("run_ended", "aggregator", text, now_ns)]
+        return []
+
+    def _run_fields(self, now_ns: int) -> dict[str, Any]:
+        seconds = (now_ns - self._round_since_ns) / 1e9 if self._round_since_ns else None
+        deadline_seconds = self._record.settings.rounds.deadline_seconds
+        return {
+            "round_number": self._state.round_number if self._state else 0,
+            "num_rounds": self._record.settings.num_rounds,
+            "nodes_online": self.num_online,
+            "seconds_since_round": seconds,
+            "deadlines_since_round": None if seconds is None else seconds / deadline_seconds,
+        }
+
+    def _admit(self, node: str) -> None:
+        if node not in self._reporting:
+            if len(self._reporting) >= MAX_NODES:
+                raise RemoteProtocolError(MAX_NODES_PLOTTED_TEXT % MAX_NODES, reason=RejectReason.UNKNOWN_NODE)
+            self._reporting.add(node)
+
+    def _event(self, kind: str, node: str, text: str, now_ns: int) -> Point:
+        round_number = self._state.round_number if self._state else 0
+        return self._point("event", {"kind": kind, "node": node}, {"round_number": round_number, "text": text}, now_ns)
+
+    def _point(self, measurement: str, tags: Mapping[str, str], fields: Mapping[str, Any], now_ns: int) -> Point:
+        return make_point(measurement, {**self._record.tags, **tags}, fields, now_ns)
+
+
+def _node_fields(status: NodeStatus) -> dict[str, int]:
+    described = {name: getattr(status, name) or None for name in ("num_examples", "num_cores", "memory_bytes")}
+    known = {name: value for name, value in described.items() if value is not None}
+    return {"online": int(status.online), "fit": int(status.online and not status.problem), **known}

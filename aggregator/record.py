@@ -1,0 +1,164 @@
+"""The run's record on disk: summary.json, metrics.jsonl and the model, true after every round."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from aggregator.checkpoint import write_atomically
+from aggregator.journal import Journal
+from aggregator.round_points import points_of_result
+from federation.errors import MessageError
+from federation.messages import Evaluation, MetricPoint, MetricsReport, RoundResult
+from federation.metrics import Point, point_of_node
+from federation.settings import RunSettings
+
+logger = logging.getLogger("aggregator")
+
+_SCORES = ("accuracy", "f1_macro", "f1_weighted", "loss")
+_COUNTS = ("accepted", "rejected", "discarded", "stragglers", "bytes_up", "bytes_down")
+
+
+@dataclass(slots=True, kw_only=True)
+class RunRecord:
+    """Writes a run's folder.
+
+    Args:
+        out_dir: `summary.json`, `metrics.jsonl` and `model.safetensors` go here.
+        settings: the run's settings.
+        num_nodes: how many nodes the summary names.
+        is_resumed: keep what an earlier process of this run recorded.
+    """
+
+    out_dir: Path
+    settings: RunSettings
+    num_nodes: int
+    is_resumed: bool = False
+    class_names: tuple[str, ...] = ()
+    rejected_payloads: dict[str, int] = field(default_factory=dict)
+    """Payloads dropped before they could concern a round, by reason."""
+    journal: Journal = field(init=False)
+    takes_metrics: bool = True
+    """Whether the service hands the nodes' points over; not where a `Telemetry` does."""
+    num_rejected_points: int = 0
+    """Points of nodes outside docs/metrics.md."""
+    _rounds: list[dict[str, Any]] = field(default_factory=list)
+    _final: dict[str, Any] = field(default_factory=lambda: _final_scores(None))
+    _global_digest: str = ""
+
+    def __post_init__(self) -> None:
+        self.journal = Journal(self.out_dir / "metrics.jsonl")
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What every point of this run is tagged with."""
+        return {"run": self.settings.run, "strategy": self.settings.strategy.name}
+
+    def open(self, global_digest: str) -> None:
+        """Make the folder; without `is_resumed`, start its files anew."""
+        self.out_dir.mkdir(parents=True, exist_ok=True)
+        self._global_digest = global_digest
+        summary = self.out_dir / "summary.json"
+        if self.is_resumed and summary.exists():
+            stored = json.loads(summary.read_text(encoding="utf-8"))
+            self._rounds = stored["rounds"]
+            self._final = stored["final"]
+        self.journal.open(is_resumed=self.is_resumed)
+        self._write_summary()
+
+    def add_result(self, result: RoundResult, time_ns: int) -> None:
+        """Record a finished round; a round that a restart repeated replaces its first record."""
+        evaluation = result.evaluation
+        self._rounds = [entry for entry in self._rounds if entry["round_number"] < result.round_number]
+        self._rounds.append(summary_entry(result, self._rounds[-1] if self._rounds else None))
+        if evaluation is not None:
+            self._final = _final_scores(evaluation)
+        self._global_digest = result.next_global_digest
+        points = points_of_result(result, rounds=self._rounds, num_rounds=self.settings.num_rounds, tags=self.tags, time_ns=time_ns)
+        self._record_points(points)
+        self._write_summary()
+
+    def add_metrics(self, node: str, report: MetricsReport) -> None:
+        """Record a node's figures as they are stamped; the node's name comes from the topic, not from the report."""
+        self._record_points(self.checked_points(node, report, now_ns=None))
+
+    def add_own_metrics(self, points: Sequence[MetricPoint], round_number: int) -> None:
+        """Record figures that this side measured: they carry no node's name."""
+        sound = [point_of_node(point, tags=self.tags, round_number=round_number, now_ns=point.time_ns) for point in points]
+        self._record_points(sound)
+
+    def checked_points(self, node: str, report: MetricsReport, *, now_ns: int | None) -> list[Point]:
+        """Return the sound points of a node's report, and count the others.
+
+        Args:
+            node: the sender, by its topic.
+            report: its points.
+            now_ns: the receiver's clock; None trusts the sender's.
+        """
+        points = []
+        for point in report.points:
+            clock_ns = point.time_ns if now_ns is None else now_ns
+            try:
+                points.append(point_of_node(point, tags={**self.tags, "node": node}, round_number=report.round_number, now_ns=clock_ns))
+            except MessageError as error:
+                if self.num_rejected_points % 1000 == 0:
+                    logger.warning("node=%s point=rejected detail=%r", node, str(error)[:200])
+                self.num_rejected_points += 1
+        return points
+
+    def count_rejected(self, reason: str) -> None:
+        """Count a payload that was dropped."""
+        self.rejected_payloads[reason] = self.rejected_payloads.get(reason, 0) + 1
+
+    def close(self, model: Path) -> None:
+        """Store the final model beside the summary."""
+        shutil.copyfile(model, self.out_dir / "model.safetensors")
+        self._write_summary()
+
+    def _record_points(self, points: list[Point]) -> None:
+        try:
+            self.journal.append(points)
+        except OSError as error:  # a full disk costs points, never a round
+            logger.warning("journal=unwritable lost_points=%d reason=%r", len(points), str(error))
+
+    def _write_summary(self) -> None:
+        summary = {
+            "run": self.settings.run,
+            "strategy": self.settings.strategy.name,
+            "data": self.settings.data.name,
+            "num_nodes": self.num_nodes,
+            "seed": self.settings.seed,
+            "global_digest": self._global_digest,
+            "rounds": self._rounds,
+            "final": self._final,
+            "class_names": list(self.class_names),
+            "rejected_payloads": self.rejected_payloads,
+        }
+        write_atomically(self.out_dir / "summary.json", json.dumps(summary, indent=1).encode())
+
+
+def summary_entry(result: RoundResult, previous: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return a round as the summary shows it; `previous` is the entry before it."""
+    if result.evaluation is not None:
+        quality: dict[str, float | None] = {name: float(getattr(result.evaluation, name)) for name in _SCORES}
+    else:
+        # A round below quorum leaves the model, and so its scores, as they were.
+        quality = {name: previous[name] if previous else None for name in _SCORES}
+    figures = {name: getattr(result, name) for name in _COUNTS}
+    return {"round_number": result.round_number, **quality, "seconds": result.seconds, **figures}
+
+
+def _final_scores(evaluation: Evaluation | None) -> dict[str, Any]:
+    """Return the last evaluation as the summary shows it; nulls before the first."""
+    return {
+        "accuracy": evaluation.accuracy if evaluation else None,
+        "f1_macro": evaluation.f1_macro if evaluation else None,
+        "f1_weighted": evaluation.f1_weighted if evaluation else None,
+        "class_accuracy": evaluation.class_accuracy if evaluation else [],
+        "confusion_matrix": evaluation.confusion_matrix if evaluation else [],
+    }

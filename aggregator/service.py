@@ -1,0 +1,420 @@
+"""The aggregator's loop body: carries events from the transport to the coordinator and performs its effects."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias, assert_never
+
+from aggregator.checkpoint import CheckpointStore
+from aggregator.coordinator import CHECK_SECONDS, Coordinator
+from aggregator.events import (
+    Aggregate,
+    AggregationFinished,
+    CheckBegun,
+    CheckRounds,
+    ClearControl,
+    ControlSeen,
+    Effect,
+    Evaluate,
+    EvaluationFinished,
+    Event,
+    FollowRound,
+    FollowRun,
+    ForeignMessage,
+    LeaveRound,
+    NodeReported,
+    Note,
+    PublishFinal,
+    PublishResult,
+    PublishRound,
+    PublishState,
+    RequestMissing,
+    SaveCheckpoint,
+    SendAck,
+    SessionOpened,
+    StateSeen,
+    Stop,
+    UpdateProgressed,
+    WorkFailed,
+)
+from aggregator.publisher import Publisher
+from aggregator.record import RunRecord
+from aggregator.round_keeper import RoundKeeper, RoundsArchived
+from aggregator.updates import UpdateCollector
+from federation import topics
+from federation.clock import Clock
+from federation.errors import FencedError, RejectReason, RemoteProtocolError
+from federation.messages import Control, Evaluation, MetricPoint, MetricsReport, NodeStatus, RoundResult, RunState, parse
+from federation.params import Params, Signature
+from federation.rejections import Rejections
+from federation.strategies import Strategy
+from federation.transport import Connected, Delivered, Disconnected, Refused, Transport, TransportEvent
+
+logger = logging.getLogger("aggregator")
+
+_SUPERSEDED = "another aggregator leads this run, by its checkpoint"
+
+LOOK_SECONDS = 0.2
+"""How often is looked whether all publishes have reached the broker after a reconnection."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GlobalMeasured:
+    """A global model's ONNX figures are there to be recorded."""
+
+    round_number: int
+    points: list[MetricPoint]
+
+
+Measure: TypeAlias = Callable[[int, str, Params], list[MetricPoint]]
+"""(round the model begins, its digest, the model) -> its ONNX figures. Never raises."""
+
+Item: TypeAlias = TransportEvent | Event | RoundsArchived | GlobalMeasured
+Job: TypeAlias = Callable[[], Event]
+
+
+class AggregatorService:
+    """Performs what the coordinator decides.
+
+    Args:
+        coordinator: the machine.
+        transport: not yet started; its events are handed to `take`.
+        store: where position and models are kept.
+        collector: where updates are collected.
+        record: the run's folder.
+        strategy: the aggregation rule.
+        signature: of the run's model.
+        measure: measures a global model as ONNX, beside the next round; None leaves it out.
+        evaluate: evaluates a global model on the test set; None results are published as such.
+        background: runs a job elsewhere and hands its event to `take` later, on the service's thread.
+        aside: likewise, for jobs that no round waits for.
+        keeper: archives finished rounds and bounds what they take on the broker; None leaves them all there.
+        clock: what time it is.
+    """
+
+    def __init__(
+        self,
+        *,
+        coordinator: Coordinator,
+        transport: Transport,
+        store: CheckpointStore,
+        collector: UpdateCollector,
+        record: RunRecord,
+        strategy: Strategy,
+        signature: Signature,
+        evaluate: Callable[[Params], Evaluation | None],
+        measure: Measure | None,
+        background: Callable[[Job], None],
+        aside: Callable[[Callable[[], Any]], None],
+        keeper: RoundKeeper | None,
+        run: str,
+        clock: Clock,
+    ) -> None:
+        self._coordinator = coordinator
+        self._transport = transport
+        self._store = store
+        self._collector = collector
+        self._record = record
+        self._strategy = strategy
+        self._signature = signature
+        self._evaluate = evaluate
+        self._measure = measure
+        self._last_measurement: Callable[[], GlobalMeasured] | None = None
+        self._background = background
+        self._run = run
+        self._clock = clock
+        self._publisher = Publisher(run=run, transport=transport, store=store)
+        self._keeper = keeper
+        if keeper is not None:
+            keeper.spoken = self._publisher.note_spoken
+        self._aside = aside
+        self._look_at: float | None = None
+        self._check_ends_at: float | None = None
+        self._rejections = Rejections(logger)
+        self.stopped: Stop | None = None
+
+    @property
+    def record(self) -> RunRecord:
+        """The run's folder."""
+        return self._record
+
+    @property
+    def wake_at(self) -> float | None:
+        """When `TimePassed` is due, on the monotonic clock."""
+        times = (self._coordinator.wake_at, self._look_at, self._check_ends_at)
+        return min((time for time in times if time is not None), default=None)
+
+    def take(self, item: Item) -> None:
+        """Take in one event, from the transport, from a background job or from the clock."""
+        try:
+            self._take(item)
+        except FencedError as error:
+            self._give_way(error)
+        except OSError:
+            # A successor on the same disk takes this one's files away.
+            if not self._is_superseded():
+                raise
+            self._give_way(FencedError(_SUPERSEDED))
+
+    def _take(self, item: Item) -> None:
+        match item:
+            case Connected():
+                self._publisher.max_packet_bytes = item.max_packet_bytes
+                logger.info("broker=connected session_present=%s max_packet_bytes=%s", item.session_present, item.max_packet_bytes)
+                self._handle(SessionOpened(session_present=item.session_present))
+                # A broker that kept our session may still have lost what it was given since its last snapshot.
+                self._look_at = self._clock.monotonic() if item.session_present else None
+            case Disconnected():
+                logger.warning("broker=disconnected reason=%r", item.reason)
+            case Refused():
+                self.stopped = Stop(reason=item.reason, failed=True)
+            case Delivered():
+                self._on_delivered(item)
+            case GlobalMeasured():
+                self._record.add_own_metrics(item.points, item.round_number)
+            case WorkFailed() if self._is_superseded():
+                raise FencedError(_SUPERSEDED)
+            case RoundsArchived():
+                if self._keeper is not None:
+                    self._keeper.take_archived()
+            case _:
+                self._handle(item)
+        self._look_after_broker()
+
+    def _look_after_broker(self) -> None:
+        """After each new connection, once all is published: look whether the broker still has what it was given."""
+        now = self._clock.monotonic()
+        if self._keeper is not None and not self._transport.num_pending:
+            self._keeper.settle()
+        if self._look_at is not None and now >= self._look_at:
+            self._look_at = now + LOOK_SECONDS
+            if not self._transport.num_pending:
+                self._look_at = None
+                self._transport.subscribe([str(topics.StateTopic(self._run))])
+                self._handle(CheckBegun())
+        if self._check_ends_at is not None and now >= self._check_ends_at:
+            self._check_ends_at = None
+            if self._keeper is not None:
+                self._keeper.finish_check(before_round=self._coordinator.num_finished + 1)
+
+    # --- events in ------------------------------------------------------------------------------
+
+    def _on_delivered(self, message: Delivered) -> None:
+        try:
+            for event in self._read(message):
+                self._handle(event)
+        except RemoteProtocolError as error:
+            self._record.count_rejected(error.reason)
+            self._rejections.add(message.topic, error)
+
+    def _read(self, message: Delivered) -> list[Event]:
+        if not message.payload:
+            return []  # a retained message was cleared
+        if self._keeper is not None and self._keeper.take_leftover(message.topic, message.payload):
+            return []
+        topic = topics.parse_topic(message.topic)
+        if topic.run != self._run:
+            raise RemoteProtocolError(f"topic of run {topic.run!r}", reason=RejectReason.UNKNOWN_TOPIC)
+        match topic:
+            case topics.UpdateChunkTopic():
+                if not self._coordinator.expects(topic.node, topic.round_number):
+                    return []
+                progress = UpdateProgressed(round_number=topic.round_number, node=topic.node, num_bytes=len(message.payload))
+                return [progress, *self._collector.add_chunk(topic.node, message.payload)]
+            case topics.UpdateManifestTopic():
+                return self._read_manifest(topic, message.payload)
+            case topics.StatusTopic():
+                status = parse(NodeStatus, message.payload)
+                if status.node != topic.node:
+                    raise RemoteProtocolError(f"status of {status.node!r}", reason=RejectReason.INVALID_MESSAGE)
+                return [NodeReported(status=status, retained=message.retained)]
+            case topics.MetricsTopic():
+                self._record.add_metrics(topic.node, parse(MetricsReport, message.payload))
+                return []
+            case topics.ControlTopic():
+                return [ControlSeen(control=parse(Control, message.payload))]
+            case topics.PlanTopic() | topics.ResultTopic():
+                if self._keeper is not None and isinstance(topic, topics.ResultTopic):
+                    self._keeper.take_result(topic.round_number, message.payload)
+                is_foreign = not message.retained and self._publisher.is_foreign(message.topic, message.payload)
+                return [ForeignMessage(round_number=topic.round_number)] if is_foreign else []
+            case topics.StateTopic():
+                return [StateSeen(state=parse(RunState, message.payload), retained=message.retained)]
+        raise RemoteProtocolError(f"nobody asked for {message.topic!r}", reason=RejectReason.UNKNOWN_TOPIC)
+
+    def _read_manifest(self, topic: topics.UpdateManifestTopic, payload: bytes) -> list[Event]:
+        progress = UpdateProgressed(round_number=topic.round_number, node=topic.node, num_bytes=len(payload))
+        if self._coordinator.expects(topic.node, topic.round_number):
+            return [progress, *self._collector.add_manifest(topic.node, payload)]
+        # Too late, twice, or from outside the cohort: the coordinator answers by the digest alone.
+        return [self._collector.describe(topic.node, topic.round_number, payload)]
+
+    def _is_superseded(self) -> bool:
+        return self._store.leading_epoch() > self._coordinator.position.epoch
+
+    def _check_leadership(self) -> None:
+        """Raise if another process has led this run since, by the disk they share: the broker may not have told us yet."""
+        if self._is_superseded():
+            raise FencedError(_SUPERSEDED)
+
+    def _give_way(self, error: FencedError) -> None:
+        logger.error("run=%s fenced reason=%r", self._run, str(error))
+        self.stopped = Stop(reason=str(error), failed=True, is_fenced=True)
+
+    def _handle(self, event: Event) -> None:
+        for effect in self._coordinator.handle(event, self._clock.monotonic()):
+            self._perform(effect)
+
+    # --- effects out ----------------------------------------------------------------------------
+
+    def _perform(self, effect: Effect) -> None:
+        match effect:
+            case FollowRun():
+                run = self._run
+                metrics = [topics.metrics_filter(run)] if self._record.takes_metrics else []
+                control = str(topics.ControlTopic(run))
+                # Our own plans and results: so that we notice when somebody else writes them.
+                spoken = [topics.plan_filter(run), topics.result_filter(run)]
+                self._transport.subscribe([str(topics.StateTopic(run)), control, topics.status_filter(run), *metrics, *spoken])
+            case FollowRound():
+                if not effect.is_again:
+                    self._collector.open(effect.round_number, self._coordinator.position.global_digest)
+                    self._publisher.begin_round(effect.round_number)
+                self._transport.subscribe(topics.update_filters(self._run, effect.round_number))
+            case LeaveRound():
+                self._transport.unsubscribe(topics.update_filters(self._run, effect.round_number))
+                self._transport.drop_pending(topics.global_prefix(self._run, effect.round_number))
+            case PublishState():
+                self._publisher.state(effect.state)
+            case PublishRound():
+                self._transport.drop_pending(topics.global_prefix(self._run, effect.plan.round_number))
+                self._publisher.round(effect.plan)
+            case CheckRounds():
+                if self._keeper is not None:
+                    self._keeper.begin_check(effect.suspects)
+                    self._aside(self._keeper.archive_staged)
+                    self._check_ends_at = self._clock.monotonic() + CHECK_SECONDS
+            case ClearControl():
+                self._publisher.clear_control()
+            case PublishFinal():
+                self._publisher.global_model(effect.round_number, effect.global_digest)
+            case SendAck():
+                self._publisher.ack(effect, epoch=self._coordinator.position.epoch)
+            case RequestMissing():
+                sha256, missing = self._collector.missing(effect.node)
+                epoch = self._coordinator.position.epoch
+                self._publisher.request(effect.round_number, effect.node, epoch=epoch, sha256=sha256, missing=missing)
+            case Aggregate():
+                self._background(lambda: self._guard(lambda: self._aggregate(effect)))
+            case Evaluate():
+                self._background(lambda: self._guard(lambda: self._evaluate_global(effect)))
+            case PublishResult():
+                self._check_leadership()
+                self._publish_result(effect.result)
+            case SaveCheckpoint():
+                self._check_leadership()
+                self._store.save(effect.position, now_ns=self._clock.time_ns())
+            case Note():
+                logger.log(logging.WARNING if effect.warning else logging.INFO, "%s", effect.text)
+            case Stop():
+                self._stop(effect)
+            case _:
+                assert_never(effect)
+
+    def _publish_result(self, result: RoundResult) -> None:
+        self._publisher.result(result)
+        self._stage(result)
+        self._record.add_result(result, self._clock.time_ns())
+        self._measure_global(result)
+        evaluation = result.evaluation
+        logger.info(
+            "round=%d accuracy=%s loss=%s accepted=%d rejected=%d discarded=%d seconds=%.3f global=%s",
+            result.round_number,
+            f"{evaluation.accuracy:.4f}" if evaluation else "-",
+            f"{evaluation.loss:.4f}" if evaluation else "-",
+            result.accepted,
+            result.rejected,
+            result.discarded,
+            result.seconds,
+            result.next_global_digest[:12],
+        )
+
+    def _measure_global(self, result: RoundResult) -> None:
+        """Have a new global model measured aside: the next round does not wait for it."""
+        measure = self._measure
+        if measure is None or not result.aggregated:
+            return
+        round_number, digest = result.round_number + 1, result.next_global_digest
+        # Read now: the next round's checkpoint forgets this model's file once it has a newer one.
+        params = dict(self._store.read_global(digest, self._signature).items())
+
+        def job() -> GlobalMeasured:
+            return GlobalMeasured(round_number=round_number, points=measure(round_number, digest, params))
+
+        if result.round_number < self._record.settings.num_rounds:
+            self._aside(job)
+        else:
+            # No next round to hide it behind: done while the final model is on its way to the nodes.
+            self._last_measurement = job
+
+    def _stage(self, result: RoundResult) -> None:
+        """Set the round's record aside, before the next round overwrites it, and have it archived."""
+        if self._keeper is None:
+            return
+        payloads, files = dict(self._publisher.recorded), dict(self._publisher.recorded_files)
+        for outcome in result.outcomes:
+            if outcome.outcome == "accepted":
+                manifest, path = self._collector.record(outcome.node)
+                payloads[f"updates/{outcome.node}/manifest.json"] = manifest
+                files[f"updates/{outcome.node}/tensors.safetensors"] = path
+        self._keeper.stage(result.round_number, payloads, files)
+        self._aside(self._keeper.archive_staged)
+
+    def _stop(self, effect: Stop) -> None:
+        """End: once no other aggregator leads, what is staged is archived and what a check was about to restore, restored."""
+        if self._keeper is not None and not effect.is_fenced:
+            self._keeper.archive_staged()
+            self._keeper.take_archived()
+            if self._look_at is not None or self._coordinator.is_checking:
+                # No time to find out what a broker that was away has lost: it gets everything.
+                self._keeper.begin_check()
+            self._keeper.finish_check(before_round=self._coordinator.num_finished + 1)
+        if self._last_measurement is not None:
+            self.take(self._last_measurement())
+        self._record.close(self._store.global_path(self._coordinator.position.global_digest))
+        self.stopped = effect
+
+    # --- background jobs ------------------------------------------------------------------------
+
+    def _guard(self, job: Job) -> Event:
+        try:
+            return job()
+        except Exception as error:  # whatever it is, the run must end with a sentence, not hang
+            logger.exception("job=failed")
+            return WorkFailed(detail=f"{type(error).__name__}: {error}"[:400])
+
+    def _aggregate(self, effect: Aggregate) -> Event:
+        position = self._coordinator.position
+        global_params = self._store.read_global(position.global_digest, self._signature)
+        if position.state_digest is None:
+            state = self._strategy.initial_state(global_params)
+        else:
+            state = self._store.read_global(position.state_digest, None)
+        aggregation = self._strategy.aggregate(
+            state=state,
+            global_params=global_params,
+            updates=[self._collector.stored(node) for node in effect.nodes],
+        )
+        digest, state_digest = self._store.write_global(aggregation.params, aggregation.state, self._signature)
+        return AggregationFinished(
+            round_number=effect.round_number,
+            next_global_digest=digest,
+            next_state_digest=state_digest,
+            diagnostics=dict(aggregation.diagnostics),
+        )
+
+    def _evaluate_global(self, effect: Evaluate) -> Event:
+        params = self._store.read_global(effect.global_digest, self._signature)
+        return EvaluationFinished(round_number=effect.round_number, evaluation=self._evaluate(params))

@@ -1,0 +1,190 @@
+"""Measures a run beside it: an MQTT session and threads of its own, so that no round ever waits for a point.
+
+    broker --own persistent session--> inbox --> Monitor --> metrics.jsonl --> PUBACK
+                                                                 +--> Forwarder --> InfluxDB
+
+A message is acknowledged only once its points are in the file. What the broker could not deliver, because the
+aggregator was away, it queues; what the database could not take waits in the file.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from aggregator.broker_figures import FIELD_OF_TOPIC
+from aggregator.forwarder import Forwarder
+from aggregator.monitor import Monitor
+from aggregator.record import RunRecord
+from federation import topics
+from federation.clock import Clock
+from federation.errors import RemoteProtocolError
+from federation.transport import Connected, Delivered, Refused, Transport, TransportEvent
+
+logger = logging.getLogger("aggregator")
+
+SESSION_SECONDS = 14 * 86_400
+"""How long the broker queues for an absent aggregator: what broker/mosquitto.conf allows at most."""
+
+INBOX_SIZE = 256
+TICK_SECONDS = 1.0
+GOODBYE_POLL_SECONDS = 0.1
+RETRY_SECONDS = 5.0
+"""Pause before a point is offered again to a full disk; the broker queues meanwhile."""
+
+
+class AcknowledgingTransport(Transport, Protocol):
+    """A transport that leaves it to its owner when the broker may forget a message."""
+
+    def acknowledge(self, message: Delivered) -> None:
+        """Tell the broker that a message is safe."""
+
+    def forget_session(self) -> None:
+        """Let `stop` end the session at the broker."""
+
+
+class Telemetry:
+    """Follows one run and records what it measures.
+
+    Args:
+        record: the run's folder, opened.
+        connect: makes the transport, not started, that hands its events to the given function.
+        forwarder: carries the journal to the database; None without one.
+        clock: what time it is.
+    """
+
+    def __init__(
+        self,
+        *,
+        record: RunRecord,
+        connect: Callable[[Callable[[TransportEvent], None]], AcknowledgingTransport],
+        forwarder: Forwarder | None,
+        clock: Clock,
+    ) -> None:
+        self._record = record
+        record.takes_metrics = False
+        self._monitor = Monitor(record)
+        self._forwarder = forwarder
+        self._clock = clock
+        self._inbox: queue.Queue[TransportEvent] = queue.Queue(INBOX_SIZE)
+        self._stopping = threading.Event()
+        self._is_new = True
+        self._transport = connect(self._put)
+        self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
+
+    def start(self) -> None:
+        """Begin to follow the run."""
+        self._append(self._monitor.started(self._clock.time_ns()))
+        if self._forwarder is not None:
+            self._forwarder.start()
+        self._thread.start()
+        self._transport.start()
+
+    def stop(self, timeout_seconds: float, *, has_ended: bool) -> None:
+        """Record what has come, write it to the database as far as the time goes, and end.
+
+        Args:
+            timeout_seconds: for each of the steps.
+            has_ended: the run is over: wait for the nodes' last figures, and leave no session at the broker.
+        """
+        if has_ended:
+            self._await_goodbyes(timeout_seconds)
+            self._transport.forget_session()
+        self._stopping.set()
+        self._thread.join(timeout_seconds)
+        self._append(self._monitor.samples(self._clock.time_ns(), self._figures))
+        self._transport.stop(timeout_seconds)
+        if self._forwarder is not None:
+            self._forwarder.stop(timeout_seconds)
+
+    def _await_goodbyes(self, timeout_seconds: float) -> None:
+        """Wait until every node has left: each deploys and measures the final model first."""
+        give_up_at = self._clock.monotonic() + timeout_seconds
+        while self._clock.monotonic() < give_up_at and not (self._monitor.has_ended and self._monitor.num_online == 0):
+            self._stopping.wait(GOODBYE_POLL_SECONDS)
+
+    def _put(self, event: TransportEvent) -> None:
+        """Queue an event; on the network thread, which waits while the inbox is full."""
+        while not self._stopping.is_set():
+            try:
+                self._inbox.put(event, timeout=TICK_SECONDS)
+            except queue.Full:
+                continue
+            return
+
+    def _run(self) -> None:
+        while not (self._stopping.is_set() and self._inbox.empty()):
+            try:
+                event = self._inbox.get(timeout=0.05 if self._stopping.is_set() else TICK_SECONDS)
+            except queue.Empty:
+                pass
+            else:
+                self._take(event)
+            self._append(self._monitor.tick(self._clock.time_ns(), self._figures))
+
+    def _take(self, event: TransportEvent) -> None:
+        match event:
+            case Connected():
+                # A process that is new to its session must hear again what is retained: who is here, what goes on.
+                if self._is_new or not event.session_present:
+                    self._transport.subscribe(self._filters())
+                self._is_new = False
+            case Delivered():
+                self._on_delivered(event)
+            case Refused():
+                logger.error("telemetry=refused reason=%r; the run goes on without", event.reason)
+
+    def _on_delivered(self, message: Delivered) -> None:
+        try:
+            points = self._monitor.take(message, self._clock.time_ns())
+        except RemoteProtocolError as error:
+            self._record.count_rejected(error.reason)
+            logger.warning("telemetry=dropped topic=%r reason=%s detail=%r", message.topic[:120], error.reason, str(error)[:200])
+        else:
+            self._append(points)
+        self._transport.acknowledge(message)
+
+    def _append(self, points: list[Any]) -> None:
+        """Record points; a full disk makes this thread wait, and so the broker, but no round."""
+        while points:
+            try:
+                self._record.journal.append(points)
+            except OSError as error:
+                logger.error("journal=unwritable reason=%r; free some disk space", str(error))  # noqa: TRY400 - expected, no trace
+                if self._stopping.wait(RETRY_SECONDS):
+                    return
+            else:
+                return
+
+    def _filters(self) -> list[str]:
+        run = self._record.settings.run
+        return [str(topics.StateTopic(run)), topics.status_filter(run), topics.metrics_filter(run), *FIELD_OF_TOPIC]
+
+    def _figures(self) -> dict[str, dict[str, Any]]:
+        journal, forwarder = self._record.journal, self._forwarder
+        usage = shutil.disk_usage(self._record.out_dir)
+        telemetry = {
+            "recorded_points": journal.num_recorded,
+            "rejected_points": self._record.num_rejected_points,
+            "dropped_points": journal.num_dropped,
+            "rejected_payloads": sum(self._record.rejected_payloads.values()),
+            "written_points": forwarder.num_written if forwarder else None,
+            "waiting_bytes": forwarder.num_waiting_bytes if forwarder else None,
+        }
+        run = {"disk_used": 1 - usage.free / usage.total, "process_memory_bytes": _resident_bytes()}
+        return {"telemetry": telemetry, "run": run}
+
+
+def _resident_bytes() -> int | None:
+    """Return this process's resident memory; None where the system has no /proc."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")
