@@ -1,0 +1,126 @@
+"""This node's images and what is learnt from them: no wire, no time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from edge_node.config import EdgeNodeConfig
+from edge_node.service import LocalUpdate
+from federation import models
+from federation.data import Dataset, ImageSet, Indices, load_dataset
+from federation.errors import DataError
+from federation.evaluation import evaluate
+from federation.messages import Evaluation, RoundPlan
+from federation.params import Params
+from federation.partition import hold_out, split
+from federation.settings import DataSettings, PartitionSettings, load_run_file
+from federation.training import TrainingTask, train
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeData:
+    """What a node trains and validates on."""
+
+    training: ImageSet
+    validation: ImageSet | None
+    class_names: tuple[str, ...]
+
+    @property
+    def num_examples(self) -> int:
+        """Training and validation images together."""
+        return len(self.training) + (len(self.validation) if self.validation else 0)
+
+
+def load_node_data(config: EdgeNodeConfig, *, progress: bool = False) -> NodeData:
+    """Return this node's images: its own, or its part of a simulated partition.
+
+    Raises:
+        SettingsError: the run file is wrong.
+        DataError: the images can't be used, or the partition has no such part.
+    """
+    if config.run_file is not None and config.partition_index is not None:
+        settings = load_run_file(config.run_file)
+        dataset = load_dataset(settings.data, data_dir=config.data_dir, cache_dir=config.cache_dir, progress=progress)
+        return partition_part(dataset, settings.partition, config.partition_index)
+    own = DataSettings(name=config.data or "", size=config.data_size)
+    dataset = load_dataset(own, data_dir=config.data_dir, cache_dir=config.cache_dir, progress=progress)
+    return _hold_out(dataset, np.arange(len(dataset.train)), PartitionSettings())
+
+
+def partition_part(dataset: Dataset, partition: PartitionSettings, index: int) -> NodeData:
+    """Return part `index` (from 0) of a partitioned data set.
+
+    Raises:
+        DataError: the partition can't be made, or has no such part.
+    """
+    parts = split(dataset.train.labels, partition)
+    if index >= len(parts):
+        raise DataError(
+            f"the partition has {len(parts)} parts, there is no part {index}: raise partition.num_nodes or lower FEDMQ_PARTITION_INDEX"
+        )
+    return _hold_out(dataset, parts[index], partition)
+
+
+def _hold_out(dataset: Dataset, indices: Indices, partition: PartitionSettings) -> NodeData:
+    training, validation = hold_out(dataset.train.labels, indices, partition.validation_share, partition.seed)
+    return NodeData(
+        training=dataset.train.take(training),
+        validation=dataset.train.take(validation) if len(validation) else None,
+        class_names=dataset.class_names,
+    )
+
+
+class LocalLearner:
+    """Trains updates on this node's images; keeps one network and fills it anew each round.
+
+    Args:
+        node: this node's name; with seed and round it seeds every random number.
+        data: what to train and validate on; None when this node has no usable images.
+    """
+
+    def __init__(self, *, node: str, data: NodeData | None) -> None:
+        self._node = node
+        self._data = data
+
+    def train(self, plan: RoundPlan, global_params: Params, should_stop: Callable[[], bool]) -> LocalUpdate:
+        """Validate the global model, then train it.
+
+        Raises:
+            TrainingCancelled: `should_stop` returned true.
+            DataError: this node has no usable images.
+            FedMQError: the global model does not fit the plan, or training can't be done here.
+        """
+        if self._data is None:
+            raise DataError("this node has no usable images")
+        images, num_classes = self._data.training, len(self._data.class_names)
+        module = models.build(plan.model, images.image_shape, num_classes, seed=0)
+        validation: Evaluation | None = None
+        if self._data.validation is not None:
+            models.load_parameters(module, global_params)
+            validation = evaluate(module, self._data.validation, num_classes)
+        task = TrainingTask(
+            global_params=global_params,
+            images=images,
+            num_classes=num_classes,
+            model=plan.model,
+            training=plan.training,
+            learning_rate=plan.learning_rate,
+            proximal_mu=plan.proximal_mu,
+            seed=plan.seed,
+            round_number=plan.round_number,
+            node=self._node,
+        )
+        outcome = train(task, should_stop=should_stop, module=module)
+        return LocalUpdate(
+            params=outcome.params,
+            num_examples=outcome.num_examples,
+            loss=outcome.loss,
+            train_seconds=outcome.seconds,
+            samples_per_second=outcome.samples_per_second,
+            validation_accuracy=validation.accuracy if validation else None,
+            validation_loss=validation.loss if validation else None,
+            validation_class_accuracy=validation.class_accuracy if validation else (),
+        )

@@ -1,0 +1,270 @@
+"""The participant: decides what one node does in a run, and does nothing itself.
+
+    IDLE --plan names us--> FETCHING --global model whole--> TRAINING --> UPLOADING --ack--> IDLE (next round)
+    any --run finished--> FINISHING --final model whole and deployed--> ENDED
+
+`handle(event, now)` returns the effects to perform, in order. No I/O, no clock, no threads.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+from typing import assert_never
+
+from edge_node.events import (
+    AckReceived,
+    Deploy,
+    Deployed,
+    Effect,
+    Event,
+    FetchMissing,
+    FollowRound,
+    FollowRun,
+    GlobalCompleted,
+    GlobalProgressed,
+    LeaveRound,
+    Note,
+    Offer,
+    PlanReceived,
+    PublishStatus,
+    SessionOpened,
+    StateReceived,
+    Stop,
+    TimePassed,
+    Train,
+    TrainingFailed,
+    TrainingFinished,
+    Upload,
+)
+from federation.messages import RoundPlan
+from federation.settings import ModelSettings
+
+FINISH_SECONDS = 600.0
+"""A node waits so long for the final model, then leaves without it."""
+
+FETCH_PATIENCE_SECONDS = 5.0
+"""The broker is asked again for missing chunks of the global model after so long without any; doubles each time."""
+
+ACK_PATIENCE_SECONDS = 10.0
+"""An update is offered again after so long without an ack; doubles each time."""
+
+MAX_PATIENCE_SECONDS = 120.0
+"""Bound of both, so that a node never sleeps through a round."""
+
+
+class Phase(Enum):
+    """What the participant is waiting for."""
+
+    IDLE = auto()
+    FETCHING = auto()
+    TRAINING = auto()
+    UPLOADING = auto()
+    FINISHING = auto()
+    ENDED = auto()
+
+
+class Participant:
+    """One node's machine."""
+
+    def __init__(self, *, node: str) -> None:
+        self._node = node
+        self._round_number: int | None = None
+        self._epoch = 0
+        self._plan: RoundPlan | None = None
+        self._global_digest: str | None = None
+        self._patience_seconds = 0.0
+        self._problem = ""
+        self._final: tuple[str, ModelSettings] | None = None
+        self._give_up_at: float | None = None
+        self.phase = Phase.IDLE
+        self.wake_at: float | None = None
+
+    @property
+    def round_number(self) -> int | None:
+        """The round this node follows, if any."""
+        return self._round_number
+
+    def handle(self, event: Event, now: float) -> list[Effect]:
+        """Take in one event; return what to do, in order."""
+        if self.phase is Phase.ENDED:
+            return []
+        match event:
+            case SessionOpened():
+                return self._on_session_opened(event, now)
+            case StateReceived():
+                return self._on_state(event, now)
+            case PlanReceived():
+                return self._on_plan(event, now)
+            case GlobalProgressed():
+                if self.phase in {Phase.FETCHING, Phase.FINISHING} and event.round_number == self._round_number:
+                    self._be_patient(FETCH_PATIENCE_SECONDS, now)
+                return []
+            case GlobalCompleted():
+                return self._on_global(event)
+            case TrainingFinished():
+                return self._on_trained(event, now)
+            case TrainingFailed():
+                return self._on_training_failed(event)
+            case Deployed():
+                return self._on_deployed(event)
+            case AckReceived():
+                return self._on_ack(event, now)
+            case TimePassed():
+                return self._on_time_passed(now)
+        assert_never(event)
+
+    def _on_session_opened(self, event: SessionOpened, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        if not event.session_present:
+            effects.append(FollowRun())
+            if self._round_number is not None:
+                effects.append(FollowRound(round_number=self._round_number))
+        # Our will may have been published meanwhile: say that we are here in any case.
+        effects.append(PublishStatus(problem=self._problem))
+        if self.phase is Phase.UPLOADING and self._round_number is not None:
+            effects.append(Offer(round_number=self._round_number))
+            self._be_patient(ACK_PATIENCE_SECONDS, now)
+        return effects
+
+    def _on_state(self, event: StateReceived, now: float) -> list[Effect]:
+        state = event.state
+        if state.epoch < self._epoch:
+            return [Note(text=f"ignored a state of epoch {state.epoch}: epoch {self._epoch} leads", warning=True)]
+        is_new_leader = state.epoch > self._epoch
+        self._epoch = state.epoch
+        if self.phase is Phase.FINISHING:
+            return []
+        if state.phase == "finished" and state.final_digest is not None:
+            self._final = state.final_digest, state.model
+            effects = [] if self._round_number == state.round_number + 1 else self._follow(state.round_number + 1)
+            self.phase = Phase.FINISHING
+            self._give_up_at = now + FINISH_SECONDS
+            self._be_patient(FETCH_PATIENCE_SECONDS, now)
+            return [*effects, *self._deploy_final()]
+        if state.phase in {"finished", "stopped"}:
+            return self._end(state.reason or state.phase)
+        round_number = state.round_number if state.phase == "training" else state.round_number + 1
+        is_ahead = self._round_number is not None and round_number < self._round_number
+        if round_number == self._round_number or (is_ahead and not is_new_leader):
+            return []
+        # A new leader may have to repeat a round whose updates the broker lost.
+        return self._follow(round_number)
+
+    def _on_plan(self, event: PlanReceived, now: float) -> list[Effect]:
+        plan = event.plan
+        if plan.round_number != self._round_number or plan.epoch < self._epoch:
+            return []
+        self._epoch = plan.epoch
+        if self._plan is not None and self._plan.global_digest == plan.global_digest:
+            # The same round again, from a restarted aggregator: what runs goes on.
+            self._plan = plan
+            if self.phase is Phase.UPLOADING:
+                self._be_patient(ACK_PATIENCE_SECONDS, now)
+                return [Offer(round_number=plan.round_number)]
+            return []
+        self._plan = plan
+        if self._node not in plan.cohort:
+            self.phase = Phase.IDLE
+            self.wake_at = None
+            return [Note(text=f"round={plan.round_number} not in the cohort")]
+        if self._global_digest == plan.global_digest:
+            return self._train(plan)
+        self.phase = Phase.FETCHING
+        self._be_patient(FETCH_PATIENCE_SECONDS, now)
+        return []
+
+    def _on_global(self, event: GlobalCompleted) -> list[Effect]:
+        if event.round_number != self._round_number:
+            return []
+        self._global_digest = event.digest
+        if self.phase is Phase.FINISHING:
+            return self._deploy_final()
+        if self.phase is not Phase.FETCHING or self._plan is None:
+            return []
+        if event.digest != self._plan.global_digest:
+            return [Note(text=f"round={event.round_number} global model {event.digest[:12]} is not the plan's", warning=True)]
+        return self._train(self._plan)
+
+    def _on_trained(self, event: TrainingFinished, now: float) -> list[Effect]:
+        if self.phase is not Phase.TRAINING or self._plan is None or event.round_number != self._round_number:
+            return []
+        if event.base_digest != self._plan.global_digest:
+            return []
+        self.phase = Phase.UPLOADING
+        self._be_patient(ACK_PATIENCE_SECONDS, now)
+        # Measured while the other nodes train and the aggregator works; of a short round, the next training waits for the rest of it.
+        deploy = Deploy(round_number=event.round_number, model=self._plan.model, global_digest=event.base_digest)
+        return [Offer(round_number=event.round_number) if event.is_old else Upload(round_number=event.round_number), deploy]
+
+    def _on_training_failed(self, event: TrainingFailed) -> list[Effect]:
+        if event.round_number != self._round_number or self.phase is not Phase.TRAINING:
+            return []
+        self.phase = Phase.IDLE
+        self.wake_at = None
+        self._problem = f"round {event.round_number}: training failed: {event.detail}"[:500]
+        return [Note(text=self._problem, warning=True), PublishStatus(problem=self._problem)]
+
+    def _on_deployed(self, event: Deployed) -> list[Effect]:
+        if self.phase is Phase.FINISHING and event.round_number == self._round_number:
+            return self._end("the run has finished")
+        return []
+
+    def _on_ack(self, event: AckReceived, now: float) -> list[Effect]:
+        ack = event.ack
+        if ack.round_number != self._round_number or ack.epoch < self._epoch or ack.node != self._node:
+            return []
+        if ack.outcome == "incomplete":
+            if self.phase is not Phase.UPLOADING:
+                return []
+            self._be_patient(ACK_PATIENCE_SECONDS, now)
+            return [Upload(round_number=ack.round_number, missing=tuple(ack.missing))]
+        reason = f" reason={ack.reason!r}" if ack.reason else ""
+        note = Note(text=f"round={ack.round_number} update={ack.outcome}{reason}", warning=ack.outcome == "rejected")
+        return [note, *self._follow(ack.round_number + 1)]
+
+    def _on_time_passed(self, now: float) -> list[Effect]:
+        if self.wake_at is None or now < self.wake_at or self._round_number is None:
+            return []
+        if self._give_up_at is not None and now >= self._give_up_at:
+            return [Note(text="the final model did not come", warning=True), *self._end("the run has finished")]
+        self._patience_seconds = min(2 * self._patience_seconds, MAX_PATIENCE_SECONDS)
+        self.wake_at = now + self._patience_seconds
+        if self.phase in {Phase.FETCHING, Phase.FINISHING}:
+            return [FetchMissing(round_number=self._round_number)]
+        return [Offer(round_number=self._round_number)]
+
+    def _follow(self, round_number: int) -> list[Effect]:
+        effects: list[Effect] = []
+        if self._round_number is not None:
+            effects.append(LeaveRound(round_number=self._round_number))
+        self._round_number = round_number
+        self._plan = None
+        self._global_digest = None
+        self.phase = Phase.IDLE
+        self.wake_at = None
+        if self._problem:
+            # A failure costs the round it happened in; the next one is tried afresh.
+            self._problem = ""
+            effects.append(PublishStatus())
+        return [*effects, FollowRound(round_number=round_number)]
+
+    def _deploy_final(self) -> list[Effect]:
+        if self._final is None or self._round_number is None or self._global_digest != self._final[0]:
+            return []
+        digest, model = self._final
+        self.wake_at = self._give_up_at
+        return [Deploy(round_number=self._round_number, model=model, global_digest=digest)]
+
+    def _end(self, reason: str) -> list[Effect]:
+        self.phase = Phase.ENDED
+        self.wake_at = None
+        return [Stop(reason=reason)]
+
+    def _train(self, plan: RoundPlan) -> list[Effect]:
+        self.phase = Phase.TRAINING
+        self.wake_at = None
+        return [Train(plan=plan)]
+
+    def _be_patient(self, seconds: float, now: float) -> None:
+        self._patience_seconds = seconds
+        self.wake_at = now + seconds
