@@ -1,0 +1,1 @@
+"""The command line: wires the rooms together, holds no logic of its own."""

@@ -1,0 +1,181 @@
+"""`fedmq pause|resume|stop`: what the operator wants of a run, and `fedmq recover`: a lost aggregator's memory."""
+
+from __future__ import annotations
+
+import queue
+import secrets
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from federation import topics
+from federation.broker_address import BrokerAddress
+from federation.errors import TransportError
+from federation.messages import Control, RunState, parse
+from federation.mqtt import MqttTransport
+from federation.transport import TransportEvent
+from fedmq import console
+from fedmq.console import JsonOption, print_json, sentences
+from fedmq.options import command_environment
+from fedmq.replay import HostOption, OutOption, PasswordOption, PortOption, RunArgument, UserOption
+from fedmq.retained_reader import RetainedReader
+
+SEND_SECONDS = 15.0
+HEED_SECONDS = 5.0
+"""How long a living aggregator may take to heed a wish."""
+
+POLL_SECONDS = 0.2
+
+ReasonOption = Annotated[str, typer.Option(help="Shown in the run's state.")]
+
+
+def pause(
+    run: RunArgument,
+    *,
+    reason: ReasonOption = "",
+    host: HostOption = None,
+    port: PortOption = None,
+    username: UserOption = None,
+    password_file: PasswordOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Let a run finish its round and open no other until `fedmq resume`. Needs the aggregator's identity."""
+    _wish(run, "pause", reason, (host, port, username, password_file), as_json=as_json)
+
+
+def resume(
+    run: RunArgument,
+    *,
+    reason: ReasonOption = "",
+    host: HostOption = None,
+    port: PortOption = None,
+    username: UserOption = None,
+    password_file: PasswordOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Let a paused run go on. Needs the aggregator's identity."""
+    _wish(run, "resume", reason, (host, port, username, password_file), as_json=as_json)
+
+
+def stop(
+    run: RunArgument,
+    *,
+    reason: ReasonOption = "",
+    host: HostOption = None,
+    port: PortOption = None,
+    username: UserOption = None,
+    password_file: PasswordOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """End a run at once; `fedmq run --resume` continues it, its open round included. Needs the aggregator's identity."""
+    _wish(run, "stop", reason, (host, port, username, password_file), as_json=as_json)
+
+
+def recover(
+    run: RunArgument,
+    *,
+    out: OutOption = None,
+    state: Annotated[Path | None, typer.Option(help="Folder for the checkpoint; default OUT/state.")] = None,
+    host: HostOption = None,
+    port: PortOption = None,
+    username: UserOption = None,
+    password_file: PasswordOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Rebuild the aggregator's checkpoint, archive and summary from what the broker retains, after its disk was lost."""
+    import tomli_w
+
+    from aggregator.broker_rounds import BrokerRounds
+    from aggregator.recovery import recover as recover_run
+    from fedmq.run_source import find_trusted_keys
+
+    folder = out or Path("out") / run
+    state_dir = state or folder / "state"
+    with sentences():
+        environment = command_environment(broker_host=host, broker_port=port, broker_username=username, broker_password_file=password_file)
+        with RetainedReader(BrokerAddress.from_environment(environment), run) as reader:
+            recovered = recover_run(
+                run,
+                BrokerRounds(run, reader.read),
+                state_dir=state_dir,
+                out_dir=folder,
+                trusted_keys=find_trusted_keys(environment.trusted_keys, folder),
+                now_ns=time.time_ns(),
+            )
+        run_file = folder / "run.toml"
+        if not run_file.exists():
+            run_file.write_text(tomli_w.dumps(recovered.settings.model_dump(mode="json")), encoding="utf-8")
+    position = recovered.position
+    if as_json:
+        facts = {"round_number": position.round_number, "cohort": position.cohort, "global_digest": position.global_digest}
+        print_json({"run": run, "rounds": recovered.num_rounds, "finished": position.finished, **facts})
+        return
+    console.out.print(
+        f"recovered {recovered.num_rounds} round(s); the run goes on in round {position.round_number}:\n"
+        f"fedmq run {run_file} --out {folder} --state {state_dir} --resume",
+        markup=False,
+    )
+
+
+def _wish(
+    run: str,
+    wanted: Literal["pause", "resume", "stop"],
+    reason: str,
+    broker: tuple[str | None, int | None, str | None, Path | None],
+    *,
+    as_json: bool,
+) -> None:
+    host, port, username, password_file = broker
+    with sentences():
+        environment = command_environment(broker_host=host, broker_port=port, broker_username=username, broker_password_file=password_file)
+        address = BrokerAddress.from_environment(environment)
+        is_heeded = send_wish(address, Control(run=run, wanted=wanted, reason=reason))
+    if as_json:
+        print_json({"run": run, "wanted": wanted, "heeded": is_heeded})
+    elif is_heeded:
+        console.out.print(f"{run}: {wanted} heeded", markup=False)
+    else:
+        console.out.print(f"{run}: {wanted} is on the broker; no aggregator has heeded it yet, the next to lead the run will", markup=False)
+
+
+def send_wish(address: BrokerAddress, control: Control) -> bool:
+    """Leave a wish on the broker; return whether an aggregator has heeded it within some seconds.
+
+    Raises:
+        TransportError: the broker can't be reached, or does not let this identity lead runs.
+        ArchiveError: it holds no such run.
+    """
+    topic, state_topic = str(topics.ControlTopic(control.run)), str(topics.StateTopic(control.run))
+    with RetainedReader(address, control.run) as reader:
+        before = dict(reader.read([state_topic]))[state_topic]
+        inbox: queue.Queue[TransportEvent] = queue.Queue()
+        transport = MqttTransport(address, client_id=f"operator-{secrets.token_hex(4)}", on_event=inbox.put, session_expiry_seconds=0)
+        transport.start()
+        transport.publish(topic, control.to_payload(), retain=True)
+        transport.stop(SEND_SECONDS)
+        give_up_at = time.monotonic() + HEED_SECONDS
+        while True:
+            found = dict(reader.read([topic, state_topic]))
+            state = parse(RunState, found[state_topic])
+            is_ours = found.get(topic) == control.to_payload()
+            if _is_heeded(control, state, is_cleared=not is_ours, has_changed=found[state_topic] != before):
+                return True
+            if not is_ours and topic not in found and state.phase == parse(RunState, before).phase:
+                raise TransportError(
+                    f"the broker did not take it: {control.wanted} needs the aggregator's user name and password (FEDMQ_BROKER_USERNAME)"
+                )
+            if time.monotonic() >= give_up_at:
+                return False
+            time.sleep(POLL_SECONDS)
+
+
+def _is_heeded(control: Control, state: RunState, *, is_cleared: bool, has_changed: bool) -> bool:
+    match control.wanted:
+        case "pause":
+            return state.phase == "paused"
+        case "stop":
+            return is_cleared and has_changed and state.phase == "stopped"
+        case "resume":
+            return is_cleared and state.phase != "paused"

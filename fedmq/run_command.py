@@ -1,0 +1,96 @@
+"""`fedmq run`: an aggregator against a broker that exists already."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedmq import console
+from fedmq.console import EXIT_INTERRUPTED, JsonOption, print_json, sentences
+from fedmq.options import check_out_dir, command_environment, load_settings
+from fedmq.progress import RunProgress, read_summary
+
+POLL_SECONDS = 0.2
+
+
+def run(
+    run_file: Annotated[Path, typer.Argument(help="The TOML run file.")],
+    *,
+    host: Annotated[str | None, typer.Option(help="Broker's host; default FEDMQ_BROKER_HOST or localhost.")] = None,
+    port: Annotated[int | None, typer.Option(help="Broker's port; default FEDMQ_BROKER_PORT, 8883 with TLS, else 1883.")] = None,
+    username: Annotated[str | None, typer.Option(help="MQTT user name; default FEDMQ_BROKER_USERNAME.")] = None,
+    password_file: Annotated[Path | None, typer.Option(help="File of the MQTT password; default FEDMQ_BROKER_PASSWORD_FILE.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results; default out/RUN.")] = None,
+    state: Annotated[Path | None, typer.Option(help="Folder for checkpoints; default OUT/state.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run from its checkpoint.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Lead a run over an existing broker; nodes join with `python -m edge_node`."""
+    with sentences():
+        settings = load_settings(run_file)
+        folder = out or Path("out") / settings.run
+        if not resume:
+            check_out_dir(folder)
+        environment = command_environment(broker_host=host, broker_port=port, broker_username=username, broker_password_file=password_file)
+        variables = {
+            "FEDMQ_BROKER_HOST": environment.broker_host,
+            "FEDMQ_BROKER_PORT": str(environment.port),
+            "FEDMQ_BROKER_USERNAME": environment.broker_username or "",
+            "FEDMQ_BROKER_PASSWORD_FILE": str(environment.broker_password_file or ""),
+            "FEDMQ_RUN_FILE": str(run_file),
+            "FEDMQ_OUT_DIR": str(folder),
+            "FEDMQ_STATE_DIR": str(state or folder / "state"),
+            "FEDMQ_RESUME": "1" if resume else "0",
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        status = _lead(variables, folder, settings.num_rounds, is_shown=not as_json)
+    if status:
+        advice = "; continue the run with --resume" if status == EXIT_INTERRUPTED else ""
+        console.err.print(f"the aggregator ended early{advice}; its log is {folder / 'aggregator.log'}", markup=False)
+        raise typer.Exit(status)
+    summary = read_summary(folder / "summary.json")
+    from fedmq.figures import draw_curves
+
+    draw_curves(summary, folder / "curves.png")
+    if as_json:
+        print_json(summary)
+    else:
+        console.print_summary(summary)
+
+
+def _lead(variables: dict[str, str], folder: Path, num_rounds: int, *, is_shown: bool) -> int:
+    """Run the aggregator's process to its end; return its exit status."""
+    with (folder / "aggregator.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "aggregator"],
+            env={**os.environ, **variables},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    before = {number: signal.signal(number, lambda *_: process.terminate()) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        with RunProgress(folder, num_rounds, is_shown=is_shown) as progress:
+            while process.poll() is None:
+                progress.update()
+                time.sleep(POLL_SECONDS)
+            progress.update()
+    except KeyboardInterrupt:
+        process.terminate()
+        process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if process.returncode in {1, 2}:
+        tail = (folder / "aggregator.log").read_text(encoding="utf-8", errors="replace").splitlines()[-5:]
+        console.err.print("\n".join(tail), markup=False)
+    # Killed from outside, by the system short of memory perhaps: the checkpoint is good, so it can be continued.
+    return process.returncode if process.returncode >= 0 else EXIT_INTERRUPTED

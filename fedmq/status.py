@@ -1,0 +1,56 @@
+"""`fedmq status`: runs and nodes as the broker's retained messages tell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from federation import topics
+from federation.broker_address import BrokerAddress
+from federation.errors import RemoteProtocolError
+from federation.messages import NodeStatus, RunState, parse
+from fedmq.console import JsonOption, print_json, print_table, sentences
+from fedmq.observer import read_retained
+from fedmq.options import command_environment
+
+
+def status(
+    *,
+    host: Annotated[str | None, typer.Option(help="Broker's host; default FEDMQ_BROKER_HOST or localhost.")] = None,
+    port: Annotated[int | None, typer.Option(help="Broker's port; default FEDMQ_BROKER_PORT, 8883 with TLS, else 1883.")] = None,
+    username: Annotated[str | None, typer.Option(help="MQTT user name; default FEDMQ_BROKER_USERNAME.")] = None,
+    password_file: Annotated[Path | None, typer.Option(help="File of the MQTT password; default FEDMQ_BROKER_PASSWORD_FILE.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the runs on a broker and their nodes."""
+    with sentences():
+        environment = command_environment(broker_host=host, broker_port=port, broker_username=username, broker_password_file=password_file)
+        _, messages = read_retained(
+            BrokerAddress.from_environment(environment), [topics.state_filter_of_all_runs(), topics.status_filter("+")]
+        )
+    states, nodes = describe(messages)
+    if as_json:
+        print_json({"runs": states, "nodes": nodes})
+        return
+    rows = [(s["run"], s["phase"], f"{s['round_number']}/{s['num_rounds']}", s["strategy"], s["reason"]) for s in states]
+    print_table("runs", ("run", "phase", "round", "strategy", "reason"), rows)
+    facts = [(n["run"], n["node"], "online" if n["online"] else "offline", n["num_examples"], n["num_cores"], n["problem"]) for n in nodes]
+    print_table("nodes", ("run", "node", "state", "examples", "cores", "problem"), facts)
+
+
+def describe(messages: dict[str, bytes]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the run states and node statuses among retained messages; what does not parse is left out."""
+    states: list[dict[str, Any]] = []
+    nodes: list[dict[str, Any]] = []
+    for name, payload in sorted(messages.items()):
+        try:
+            match topics.parse_topic(name):
+                case topics.StateTopic():
+                    states.append(parse(RunState, payload).model_dump(mode="json"))
+                case topics.StatusTopic(run=run):
+                    nodes.append({"run": run, **parse(NodeStatus, payload).model_dump(mode="json")})
+        except RemoteProtocolError:
+            continue
+    return states, nodes
