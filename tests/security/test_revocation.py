@@ -1,0 +1,138 @@
+"""Revocation against a real Mosquitto: what each means can and cannot do, and that ours does both at once."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from federation.errors import TransportError
+from fedmq.enrolment import add_node, mark_revoked, renew_node
+from fedmq.revocation import BrokerAddress, enforce, write_revocation_list
+from fedmq.site import Site, create_site
+from tests.security.conftest import RunningBroker
+from tests.security.mqtt_client import Client, settle, unpack
+
+pytestmark = pytest.mark.mosquitto
+
+NOW = datetime.now(UTC)
+
+
+@pytest.fixture
+def clients() -> Iterator[list[Client]]:
+    opened: list[Client] = []
+    yield opened
+    for client in opened:
+        client.close()
+
+
+def test_revoked_node_is_thrown_out_at_once_and_refused_later(
+    site: Site, broker: RunningBroker, tmp_path: Path, clients: list[Client]
+) -> None:
+    bundle, other = (unpack(add_node(site, name, now=NOW), tmp_path) for name in ("pi-1", "pi-2"))
+    node = Client().with_bundle(bundle).connect(broker.fleet.host, broker.fleet.port)
+    neighbour = Client().with_bundle(other).connect(broker.fleet.host, broker.fleet.port)
+    clients += [node, neighbour]
+    assert node.connected == neighbour.connected == "Success"
+
+    mark_revoked(site, "pi-1")
+    enforce(site, "pi-1", broker.fleet, now=NOW)
+
+    assert node.wait_disconnected()
+    again = Client().with_bundle(bundle).connect(broker.fleet.host, broker.fleet.port)
+    clients.append(again)
+    assert again.connected is None
+    assert neighbour.disconnected is None
+    assert neighbour.publish("fedmq/v1/demo/nodes/pi-2/status", b"{}") in {"Success", "No matching subscribers"}
+    assert broker.process.poll() is None
+    assert "certificate verify failed" in broker.log
+
+
+def test_list_and_reload_alone_leave_a_connected_node_in(site: Site, broker: RunningBroker, tmp_path: Path, clients: list[Client]) -> None:
+    """Why `enforce` takes the session over: Mosquitto judges certificates in the handshake only."""
+    bundle = unpack(add_node(site, "pi-1", now=NOW), tmp_path)
+    node = Client().with_bundle(bundle).connect(broker.fleet.host, broker.fleet.port)
+    clients.append(node)
+    mark_revoked(site, "pi-1")
+    write_revocation_list(site, now=NOW)
+    broker.process.send_signal(signal.SIGHUP)
+    settle()
+    assert node.disconnected is None
+
+
+def test_renewed_and_re_enrolled_nodes_get_in(site: Site, broker: RunningBroker, tmp_path: Path, clients: list[Client]) -> None:
+    add_node(site, "pi-1", now=NOW)
+    renewed = unpack(renew_node(site, "pi-1", now=NOW), tmp_path / "renewed")
+    node = Client().with_bundle(renewed).connect(broker.fleet.host, broker.fleet.port)
+    clients.append(node)
+    assert node.connected == "Success"
+    mark_revoked(site, "pi-1")
+    enforce(site, "pi-1", broker.fleet, now=NOW)
+    enrolled_anew = unpack(add_node(site, "pi-1", now=NOW), tmp_path / "anew")
+    node = Client().with_bundle(enrolled_anew).connect(broker.fleet.host, broker.fleet.port)
+    clients.append(node)
+    assert node.connected == "Success"
+
+
+def test_no_expired_no_foreign_no_missing_certificate_gets_in(
+    site: Site, broker: RunningBroker, tmp_path: Path, clients: list[Client]
+) -> None:
+    expired = unpack(add_node(site, "late", now=NOW - timedelta(days=10), days=5), tmp_path)
+    foreign_site = create_site(tmp_path / "foreign", tmp_path / "foreign.env", name="other", hosts=["x.test"], now=NOW)
+    foreign = unpack(add_node(foreign_site, "pi-1", now=NOW), tmp_path)
+    own_ca = site.certificate_file
+    attempts = [
+        Client().with_certificate(ca=own_ca),
+        Client().with_certificate(ca=own_ca, certificate=foreign / "node.crt", key=foreign / "node.key"),
+        Client().with_bundle(expired),
+        # The broker's own certificate may serve, not connect.
+        Client().with_certificate(ca=own_ca, certificate=site.folder / "broker/server.crt", key=site.folder / "broker/server.key"),
+    ]
+    for attempt in attempts:
+        clients.append(attempt.connect(broker.fleet.host, broker.fleet.port))
+        assert attempt.connected is None
+    assert broker.log.lower().count("tls") + broker.log.lower().count("ssl") >= len(attempts)
+
+
+def test_node_cannot_take_anothers_session_by_its_client_id(
+    site: Site, broker: RunningBroker, tmp_path: Path, clients: list[Client]
+) -> None:
+    first, second = (unpack(add_node(site, name, now=NOW), tmp_path) for name in ("pi-1", "pi-2"))
+    victim = Client("pi-1").with_bundle(first).connect(broker.fleet.host, broker.fleet.port)
+    thief = Client("pi-1").with_bundle(second).connect(broker.fleet.host, broker.fleet.port)
+    clients += [victim, thief]
+    settle()
+    assert thief.connected == "Success"
+    assert victim.disconnected is None
+    assert thief.publish("fedmq/v1/demo/nodes/pi-1/status", b"{}") == "Not authorized"
+
+
+def test_passwords_open_the_inner_listeners_only(site: Site, broker: RunningBroker, clients: list[Client]) -> None:
+    password = (site.folder / "secrets" / "aggregator_password").read_text(encoding="utf-8")
+    observer = (site.folder / "secrets" / "observer_password").read_text(encoding="utf-8")
+    inner, fleet, outer = broker.inner, broker.fleet, broker.observers
+    right = Client().with_password("aggregator", password).connect(inner.host, inner.port)
+    wrong = Client().with_password("aggregator", "wrong").connect(inner.host, inner.port)
+    nobody = Client().connect(inner.host, inner.port)
+    outside = Client().with_certificate(ca=site.certificate_file).with_password("aggregator", password).connect(fleet.host, fleet.port)
+    onlookers = [
+        Client().with_certificate(ca=site.certificate_file).with_password("observer", observer).connect(outer.host, outer.port)
+        for _ in range(2)
+    ]
+    clients += [right, wrong, nobody, outside, *onlookers]
+    assert right.connected == "Success"
+    assert wrong.connected == nobody.connected == "Not authorized"
+    assert outside.connected is None
+    assert [client.connected for client in onlookers] == ["Success", "Success"]
+    assert onlookers[0].disconnected is None
+    assert onlookers[0].publish("fedmq/v1/demo/state", b"{}") == "Not authorized"
+
+
+def test_revoking_with_no_broker_says_what_to_run(site: Site, unused_address: BrokerAddress) -> None:
+    add_node(site, "pi-1", now=NOW)
+    mark_revoked(site, "pi-1")
+    with pytest.raises(TransportError, match="docker compose up -d broker"):
+        enforce(site, "pi-1", unused_address, now=NOW)

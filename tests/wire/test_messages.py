@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from federation.errors import MessageError, RejectReason
+from federation.messages import (
+    MAX_MESSAGE_BYTES,
+    Ack,
+    GlobalManifest,
+    Message,
+    NodeStatus,
+    RoundPlan,
+    UpdateManifest,
+    canonical_json,
+    parse,
+)
+from tests.wire.samples import DIGEST, MESSAGES
+
+each_message = pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
+
+
+def fields_of(message: Message) -> dict[str, Any]:
+    fields = json.loads(message.to_payload())
+    assert isinstance(fields, dict)
+    return fields
+
+
+def reason_of(message_type: type[Message], fields: object) -> RejectReason:
+    with pytest.raises(MessageError) as caught:
+        parse(message_type, json.dumps(fields).encode())
+    return caught.value.reason
+
+
+@each_message
+def test_every_message_round_trips(message: Message) -> None:
+    assert parse(type(message), message.to_payload()) == message
+
+
+@each_message
+def test_an_unknown_field_is_refused(message: Message) -> None:
+    assert reason_of(type(message), fields_of(message) | {"surprise": 1}) == RejectReason.INVALID_MESSAGE
+
+
+@each_message
+def test_another_version_is_named_as_such(message: Message) -> None:
+    assert reason_of(type(message), fields_of(message) | {"version": 2}) == RejectReason.UNSUPPORTED_VERSION
+
+
+@each_message
+def test_every_field_without_default_is_needed(message: Message) -> None:
+    fields = fields_of(message)
+    required = [name for name, field in type(message).model_fields.items() if field.is_required()]
+    assert required
+    for name in required:
+        assert reason_of(type(message), {key: value for key, value in fields.items() if key != name}) == RejectReason.INVALID_MESSAGE
+
+
+@each_message
+def test_a_field_of_another_type_is_refused(message: Message) -> None:
+    fields = fields_of(message)
+    for name in fields:
+        for wrong in ({"x": [1]}, [[["x"]]]):
+            assert reason_of(type(message), fields | {name: wrong}) in {RejectReason.INVALID_MESSAGE, RejectReason.UNSUPPORTED_VERSION}
+
+
+@pytest.mark.parametrize(
+    ("message_type", "name", "value"),
+    [
+        (NodeStatus, "node", "../../etc"),
+        (NodeStatus, "node", "UPPER"),
+        (NodeStatus, "online", 1),
+        (NodeStatus, "num_examples", -1),
+        (NodeStatus, "num_examples", 2**63),
+        (NodeStatus, "num_examples", "10"),
+        (NodeStatus, "problem", "x" * 501),
+        (NodeStatus, "software", {"a b": "c"}),
+        (RoundPlan, "round_number", 0),
+        (RoundPlan, "deadline_seconds", 0.0),
+        (RoundPlan, "codec", "pickle"),
+        (RoundPlan, "global_bytes", 2**63),
+        (RoundPlan, "cohort", ["node-0", "a/b"]),
+        (GlobalManifest, "total_bytes", 0),
+        (GlobalManifest, "total_bytes", 2**63),
+        (GlobalManifest, "chunk_bytes", 1),
+        (GlobalManifest, "chunk_bytes", 2**31),
+        (GlobalManifest, "chunk_sha256", []),
+        (GlobalManifest, "chunk_sha256", [DIGEST.upper()]),
+        (GlobalManifest, "sha256", DIGEST[:-1]),
+        (UpdateManifest, "num_examples", 0),
+        (Ack, "outcome", "maybe"),
+        (Ack, "missing", [-1]),
+    ],
+)
+def test_a_value_out_of_bounds_is_refused(message_type: type[Message], name: str, value: object) -> None:
+    message = next(message for message in MESSAGES if isinstance(message, message_type))
+    assert reason_of(message_type, fields_of(message) | {name: value}) == RejectReason.INVALID_MESSAGE
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_a_number_that_is_none_is_refused(number: str) -> None:
+    plan = next(message for message in MESSAGES if isinstance(message, RoundPlan))
+    payload = plan.to_payload().replace(b'"learning_rate":0.001,"proximal', f'"learning_rate":{number},"proximal'.encode())
+    assert number.encode() in payload
+    with pytest.raises(MessageError):
+        parse(RoundPlan, payload)
+
+
+def test_an_oversized_payload_is_refused_unread() -> None:
+    with pytest.raises(MessageError) as caught:
+        parse(Ack, b" " * (MAX_MESSAGE_BYTES + 1))
+    assert caught.value.reason == RejectReason.OVERSIZED
+
+
+@given(st.binary(max_size=200))
+def test_bytes_that_are_no_message_are_refused(payload: bytes) -> None:
+    with pytest.raises(MessageError):
+        parse(Ack, payload)
+
+
+def test_canonical_json_does_not_depend_on_order() -> None:
+    assert canonical_json({"b": 1, "a": [1, 2]}) == canonical_json({"a": [1, 2], "b": 1}) == b'{"a":[1,2],"b":1}'
