@@ -10,6 +10,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -53,11 +54,19 @@ class RunningBroker:
 
 @pytest.fixture
 def broker(site: Site, tmp_path: Path) -> Iterator[RunningBroker]:
+    with running_broker(site, tmp_path) as running:
+        _wait_for(running.log_file, running.process, " running\n")
+        yield running
+
+
+@contextmanager
+def running_broker(site: Site, tmp_path: Path) -> Iterator[RunningBroker]:
+    """Start the site's broker, which may not be ready yet; its data are in `tmp_path / "data"`."""
     program = require("mosquitto")
     ports = {1883: _free_port(), 8883: _free_port(), 8884: _free_port()}
     config = tmp_path / "config"
     shutil.copytree(REPOSITORY / "broker", config)
-    (tmp_path / "data").mkdir()
+    (tmp_path / "data").mkdir(exist_ok=True)
     text = (config / "server.conf").read_text(encoding="utf-8")
     for port, free in ports.items():
         text = re.sub(rf"^listener {port}$", f"listener {free} 127.0.0.1", text, flags=re.MULTILINE)
@@ -70,13 +79,13 @@ def broker(site: Site, tmp_path: Path) -> Iterator[RunningBroker]:
         "BROKER_CONFIG": str(config),
         "BROKER_SITE": str(site.folder / "broker"),
         "BROKER_RUN": str(tmp_path),
+        "BROKER_SAVED": str(tmp_path / "data" / "broker.db"),
         "PATH": f"{program.parent}:{os.environ['PATH']}",
     }
     log_file = tmp_path / "broker.log"
     with log_file.open("wb") as log:
         process = subprocess.Popen([config / "start"], env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
-        _wait_for(log_file, process, " running\n")
         addresses = {port: BrokerAddress(host="localhost", port=free) for port, free in ports.items()}
         yield RunningBroker(process=process, fleet=addresses[8883], inner=addresses[1883], observers=addresses[8884], log_file=log_file)
     finally:
