@@ -174,21 +174,29 @@ def test_what_is_held_is_whole(watched: WatchedRun) -> None:
     held = {topics.parse_topic(topic) for topic in watched.held}
     expected: set[topics.Topic] = {topics.StateTopic(RUN), *(topics.StatusTopic(RUN, node) for node in (*WORKERS, IDLER))}
     for number in range(1, NUM_ROUNDS + 2):
-        expected |= {topics.GlobalManifestTopic(RUN, number), topics.GlobalChunkTopic(RUN, number, 0)}
+        manifest = topics.GlobalManifestTopic(RUN, number)
+        num_chunks = len(parse(GlobalManifest, watched.held[str(manifest)]).chunk_sha256)
+        expected |= {manifest, *(topics.GlobalChunkTopic(RUN, number, index) for index in range(num_chunks))}
     for number in range(1, NUM_ROUNDS + 1):
         expected |= {topics.PlanTopic(RUN, number), topics.ResultTopic(RUN, number)}
         for node in WORKERS:
-            expected |= {topics.UpdateManifestTopic(RUN, number, node), topics.UpdateChunkTopic(RUN, number, node, 0)}
+            update = topics.UpdateManifestTopic(RUN, number, node)
+            num_chunks = len(parse(UpdateManifest, watched.held[str(update)]).chunk_sha256)
+            expected |= {update, *(topics.UpdateChunkTopic(RUN, number, node, index) for index in range(num_chunks))}
     assert held == expected
 
 
 def test_manifests_come_after_their_chunks_and_plans_before_their_updates(watched: WatchedRun) -> None:
     order = [seen.topic for seen in watched.carried]
-    for number in range(1, NUM_ROUNDS + 1):
-        assert order.index(str(topics.GlobalChunkTopic(RUN, number, 0))) < order.index(str(topics.GlobalManifestTopic(RUN, number)))
-        for node in WORKERS:
-            chunk, manifest = topics.UpdateChunkTopic(RUN, number, node, 0), topics.UpdateManifestTopic(RUN, number, node)
-            assert order.index(str(topics.PlanTopic(RUN, number))) < order.index(str(chunk)) < order.index(str(manifest))
+    chunks = [topic for topic in map(topics.parse_topic, watched.held) if isinstance(topic, CHUNKS)]
+    for chunk in chunks:
+        match chunk:
+            case topics.GlobalChunkTopic(round_number=number):
+                assert order.index(str(chunk)) < order.index(str(topics.GlobalManifestTopic(RUN, number)))
+            case topics.UpdateChunkTopic(round_number=number, node=node):
+                plan, manifest = topics.PlanTopic(RUN, number), topics.UpdateManifestTopic(RUN, number, node)
+                assert order.index(str(plan)) < order.index(str(chunk)) < order.index(str(manifest))
+    assert {type(chunk) for chunk in chunks} == {*CHUNKS}
 
 
 def test_results_are_a_hash_chain_of_payloads_and_models(watched: WatchedRun) -> None:
