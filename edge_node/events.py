@@ -48,6 +48,14 @@ class GlobalCompleted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FetchFailed:
+    """A round's global model can't be stored: the disk is full or fails."""
+
+    round_number: int
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingFinished:
     """An update of this round, trained from the global model `base_digest`, is stored."""
 
@@ -63,6 +71,13 @@ class TrainingFailed:
 
     round_number: int
     detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateLost:
+    """The stored update of this round is not what was trained: it is gone, or the disk has damaged it."""
+
+    round_number: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,8 +105,10 @@ Event: TypeAlias = (
     | PlanReceived
     | GlobalProgressed
     | GlobalCompleted
+    | FetchFailed
     | TrainingFinished
     | TrainingFailed
+    | UpdateLost
     | Deployed
     | AckReceived
     | TimePassed
@@ -128,7 +145,7 @@ class PublishStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FetchMissing:
-    """Ask the broker again for what the round's global model still lacks."""
+    """Ask the broker again for what the round's global model still lacks; for all of it, where the stored one is not the plan's."""
 
     round_number: int
 

@@ -17,6 +17,7 @@ from edge_node.events import (
     Deployed,
     Effect,
     Event,
+    FetchFailed,
     FetchMissing,
     FollowRound,
     FollowRun,
@@ -34,6 +35,7 @@ from edge_node.events import (
     Train,
     TrainingFailed,
     TrainingFinished,
+    UpdateLost,
     Upload,
 )
 from federation.messages import RoundPlan
@@ -101,10 +103,14 @@ class Participant:
                 return []
             case GlobalCompleted():
                 return self._on_global(event)
+            case FetchFailed():
+                return self._on_fetch_failed(event)
             case TrainingFinished():
                 return self._on_trained(event, now)
             case TrainingFailed():
                 return self._on_training_failed(event)
+            case UpdateLost():
+                return self._on_update_lost(event)
             case Deployed():
                 return self._on_deployed(event)
             case AckReceived():
@@ -199,10 +205,23 @@ class Participant:
     def _on_training_failed(self, event: TrainingFailed) -> list[Effect]:
         if event.round_number != self._round_number or self.phase is not Phase.TRAINING:
             return []
-        self.phase = Phase.IDLE
-        self.wake_at = None
-        self._problem = f"round {event.round_number}: training failed: {event.detail}"[:500]
-        return [Note(text=self._problem, warning=True), PublishStatus(problem=self._problem)]
+        return self._sit_out(f"round {event.round_number}: training failed: {event.detail}")
+
+    def _on_fetch_failed(self, event: FetchFailed) -> list[Effect]:
+        problem = f"round {event.round_number}: the global model can't be stored: {event.detail}"
+        if event.round_number != self._round_number or self.phase not in {Phase.IDLE, Phase.FETCHING, Phase.FINISHING}:
+            return []
+        if self.phase is Phase.FINISHING:
+            # Asked for again as long as this node waits for the final model: somebody may make room.
+            return [Note(text=problem, warning=True)]
+        return self._sit_out(problem)
+
+    def _on_update_lost(self, event: UpdateLost) -> list[Effect]:
+        if self.phase is not Phase.UPLOADING or self._plan is None or event.round_number != self._round_number:
+            return []
+        # To the same bytes, so that what the aggregator holds of it still counts.
+        note = Note(text=f"round={event.round_number} the stored update is gone or damaged; training it again", warning=True)
+        return [note, *self._train(self._plan)]
 
     def _on_deployed(self, event: Deployed) -> list[Effect]:
         if self.phase is Phase.FINISHING and event.round_number == self._round_number:
@@ -254,6 +273,13 @@ class Participant:
         digest, model = self._final
         self.wake_at = self._give_up_at
         return [Deploy(round_number=self._round_number, model=model, global_digest=digest)]
+
+    def _sit_out(self, problem: str) -> list[Effect]:
+        """Take no part in the round any more, and say why."""
+        self.phase = Phase.IDLE
+        self.wake_at = None
+        self._problem = problem[:500]
+        return [Note(text=self._problem, warning=True), PublishStatus(problem=self._problem)]
 
     def _end(self, reason: str) -> list[Effect]:
         self.phase = Phase.ENDED

@@ -14,6 +14,7 @@ from edge_node.events import (
     Deployed,
     Effect,
     Event,
+    FetchFailed,
     FetchMissing,
     FollowRound,
     FollowRun,
@@ -30,6 +31,7 @@ from edge_node.events import (
     Train,
     TrainingFailed,
     TrainingFinished,
+    UpdateLost,
     Upload,
 )
 from edge_node.participant import Participant
@@ -214,21 +216,30 @@ class EdgeNodeService:
         return [PlanReceived(plan=plan)]
 
     def _read_global(self, topic: topics.GlobalChunkTopic | topics.GlobalManifestTopic, payload: bytes) -> list[Event]:
-        if self._assembly is None or topic.round_number != self._participant.round_number:
+        assembly = self._assembly
+        if assembly is None or topic.round_number != self._participant.round_number:
             return []
+        try:
+            return self._assemble(assembly, topic, payload)
+        except OSError as error:
+            assembly.discard()
+            self._assembly = None
+            return [FetchFailed(round_number=topic.round_number, detail=str(error))]
+
+    def _assemble(self, assembly: Assembly, topic: topics.GlobalChunkTopic | topics.GlobalManifestTopic, payload: bytes) -> list[Event]:
         if isinstance(topic, topics.GlobalChunkTopic):
-            self._assembly.add_chunk(parse_chunk(payload))
+            assembly.add_chunk(parse_chunk(payload))
         else:
             manifest = parse(GlobalManifest, payload)
             if manifest.round_number != topic.round_number or manifest.run != self._run:
                 raise RemoteProtocolError("manifest of another round or run", reason=RejectReason.FOREIGN_ROUND)
-            self._assembly.set_manifest(manifest)
+            assembly.set_manifest(manifest)
             self._manifest = manifest
         progress = GlobalProgressed(round_number=topic.round_number)
-        if self._manifest is None or not self._assembly.is_complete:
+        if self._manifest is None or not assembly.is_complete:
             return [progress]
         digest = self._manifest.sha256
-        self._assembly.finish().replace(self._spool.global_path(topic.round_number))
+        assembly.finish().replace(self._spool.global_path(topic.round_number))
         self._assembly = None
         self._download_seconds = max(0.0, self._clock.monotonic() - self._plan_received_at) if self._plan_received_at else 0.0
         return [progress, GlobalCompleted(round_number=topic.round_number, digest=digest)]
@@ -268,9 +279,13 @@ class EdgeNodeService:
                 assert_never(effect)
 
     def _follow_round(self, round_number: int) -> None:
-        folder = self._spool.enter(round_number)
         filters = topics.node_round_filters(self._run, round_number, self._status.node)
-        digest = self._spool.stored_global(round_number)
+        try:
+            folder = self._spool.enter(round_number)
+            digest = self._spool.stored_global(round_number)
+        except OSError as error:
+            self._handle(FetchFailed(round_number=round_number, detail=str(error)))
+            return
         if digest is not None:
             # An earlier process fetched it: only plan and acks are news.
             own = topics.global_prefix(self._run, round_number)
@@ -295,6 +310,9 @@ class EdgeNodeService:
 
     def _fetch_missing(self, round_number: int) -> None:
         if self._assembly is None:
+            # The stored one is not the plan's, damaged by a power cut perhaps; or there was no room for it.
+            self._spool.forget_global(round_number)
+            self._follow_round(round_number)
             return
         if self._manifest is None:
             self._transport.subscribe([str(topics.GlobalManifestTopic(self._run, round_number))])
@@ -311,7 +329,8 @@ class EdgeNodeService:
         facts = self._spool.stored_update(round_number)
         source = None if facts is None else self._source(round_number, facts.sha256)
         if facts is None or source is None:
-            self._handle(TrainingFailed(round_number=round_number, detail="the stored update is gone or damaged"))
+            self._spool.forget_update(round_number)
+            self._handle(UpdateLost(round_number=round_number))
             return
         node = self._status.node
         self._transport.drop_pending(topics.update_prefix(self._run, round_number, node))

@@ -63,6 +63,14 @@ class Spool:
         """Return where the round's verified global model is, or will be."""
         return self._folder / str(round_number) / "global.safetensors"
 
+    def forget_global(self, round_number: int) -> None:
+        """Delete the round's global model."""
+        self.global_path(round_number).unlink(missing_ok=True)
+
+    def forget_update(self, round_number: int) -> None:
+        """Delete the round's update."""
+        self.update_path(round_number).with_suffix(".json").unlink(missing_ok=True)
+
     def update_path(self, round_number: int) -> Path:
         """Return where the round's update is, or will be."""
         return self._folder / str(round_number) / "update.safetensors"

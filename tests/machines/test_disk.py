@@ -1,0 +1,82 @@
+"""A node's disk fails it: damaged files are made anew, a full one is said, and the run goes on."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from federation import topics
+from federation.chunks import Assembly, Chunk
+from federation.messages import NodeStatus, parse
+from tests.machines.federation_pair import FederationPair
+from tests.machines.test_federation import assert_whole, expected_digest, results
+
+
+def damage(file: Path) -> None:
+    """Change one byte, as a power cut may."""
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def test_damaged_update_is_trained_again_to_the_same_bytes(tmp_path: Path) -> None:
+    pair = FederationPair(tmp_path, num_rounds=1)
+    pair.start()
+    folder = tmp_path / "n1" / "pair" / "1"
+    pair.run(until=lambda: (folder / "update.json").exists())
+    pair.kill("n1")
+    damage(folder / "update.safetensors")
+    pair.start_node("n1")
+    pair.run()
+    assert_whole(pair, num_rounds=1)
+    assert pair.learners["n1"].num_trainings == 2
+
+
+def test_damaged_global_model_is_fetched_again(tmp_path: Path) -> None:
+    pair = FederationPair(tmp_path, num_rounds=1)
+    pair.start()
+    folder = tmp_path / "n1" / "pair" / "1"
+    pair.run(until=lambda: (folder / "global.safetensors").exists() and not (folder / "update.json").exists())
+    pair.kill("n1")
+    damage(folder / "global.safetensors")
+    pair.start_node("n1")
+    pair.run(until=lambda: bool(results(pair)))
+    assert pair.now < 1000.0 + 60.0, "within the node's patience, not at the round's deadline"
+    pair.run()
+    assert_whole(pair, num_rounds=1)
+
+
+def test_disk_that_fills_up_under_the_model_is_said_and_the_round_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first round's model finds no room on n2; by the second there is some again."""
+    write = Assembly._write
+
+    def write_unless_full(self: Assembly, chunk: Chunk) -> None:
+        if self.path.is_relative_to(tmp_path / "n2" / "pair" / "1"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, chunk)
+
+    monkeypatch.setattr(Assembly, "_write", write_unless_full)
+    pair = FederationPair(tmp_path, num_rounds=3, quorum=0.6)
+    pair.start()
+    topic = str(topics.StatusTopic("pair", "n2"))
+    pair.run(until=lambda: b"No space left" in pair.broker.retained.get(topic, b""))
+    assert "round 1" in parse(NodeStatus, pair.broker.retained[topic]).problem
+    pair.run()
+    first, *_, last = results(pair)
+    assert {outcome.node: outcome.outcome for outcome in first.outcomes} == {"n0": "accepted", "n1": "accepted", "n2": "discarded"}
+    assert (last.accepted, len(results(pair))) == (3, 3)
+
+
+def test_both_files_damaged_in_the_middle_of_a_run_change_no_digest(tmp_path: Path) -> None:
+    pair = FederationPair(tmp_path)
+    pair.start()
+    folder = tmp_path / "n0" / "pair" / "2"
+    pair.run(until=lambda: (folder / "update.json").exists())
+    pair.kill("n0")
+    for name in ("global.safetensors", "update.safetensors"):
+        damage(folder / name)
+    pair.start_node("n0")
+    pair.run()
+    assert pair.global_digest == expected_digest()
