@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fedmq.run_source import Origin, RunRecords
 
 RunArgument = Annotated[str, typer.Argument(help="The run's name; `fedmq status` lists those on a broker.")]
+RunOrFolderArgument = Annotated[str, typer.Argument(metavar="RUN", help="The run's name, or its folder, such as out/demo-1.")]
 HostOption = Annotated[str | None, typer.Option(help="Broker's host; default FEDMQ_BROKER_HOST or localhost.")]
 PortOption = Annotated[int | None, typer.Option(help="Broker's port; default FEDMQ_BROKER_PORT, 8883 with TLS, else 1883.")]
 UserOption = Annotated[str | None, typer.Option(help="MQTT user name; default FEDMQ_BROKER_USERNAME.")]
@@ -31,7 +32,7 @@ FromOption = Annotated[str, typer.Option("--from", help="broker, archive, or aut
 
 
 def replay(
-    run: RunArgument,
+    run: RunOrFolderArgument,
     *,
     round_numbers: Annotated[str, typer.Option("--round", help="N, A-B or all.")] = "all",
     origin: FromOption = "auto",
@@ -50,13 +51,13 @@ def replay(
     as_json: JsonOption = False,
 ) -> None:
     """Repeat a run's rounds from what was recorded and compare, bit for bit; exit status 0 only if all agree."""
-    from fedmq.run_source import open_records
+    from fedmq.run_source import locate_run, open_records
 
     with sentences():
         environment = command_environment(broker_host=host, broker_port=port, broker_username=username, broker_password_file=password_file)
         change = _what_if(strategy, options or [], without or [])
-        address = _address(environment)
-        with open_records(run, _origin(origin), address, out or Path("out") / run) as records:
+        run, folder, source = locate_run(run, out, _origin(origin))
+        with open_records(run, source, _address(environment), folder) as records:
             numbers = records.numbers(round_numbers)
             if change is not None:
                 _show_changes(run, records, numbers, change, environment, as_json=as_json)
@@ -79,7 +80,7 @@ def replay(
 
 
 def rounds(
-    run: RunArgument,
+    run: RunOrFolderArgument,
     *,
     origin: FromOption = "auto",
     out: OutOption = None,
@@ -91,10 +92,12 @@ def rounds(
 ) -> None:
     """List a run's finished rounds: what is on the broker, what in the archive, and how large."""
     from fedmq.round_list import list_rounds
+    from fedmq.run_source import locate_run
 
     with sentences():
         environment = command_environment(broker_host=host, broker_port=port, broker_username=username, broker_password_file=password_file)
-        entries = list_rounds(run, _origin(origin), _address(environment), out or Path("out") / run)
+        run, folder, source = locate_run(run, out, _origin(origin))
+        entries = list_rounds(run, source, _address(environment), folder)
     if as_json:
         print_json({"run": run, "rounds": entries})
         return

@@ -50,6 +50,8 @@ class RunRecords:
     """As the broker holds it; None without a broker."""
     settings: RunSettings | None
     out_dir: Path
+    is_archived: bool
+    """Whether there is an archive to be read, which holds a run from its first round on."""
 
     def numbers(self, wanted: str) -> list[int]:
         """Return the round numbers of `all`, `N` or `A-B`.
@@ -62,8 +64,8 @@ class RunRecords:
         if not found:
             raise ArchiveError(f"there is no finished round; name the run's folder with --out (it is {self.out_dir} now)")
         if wanted == "all":
-            # A gap is a fault that replay has to name, not to step over.
-            return list(range(found[0], found[-1] + 1))
+            # A gap is a fault that replay has to name, not to step over; a broker alone may have cleared its oldest rounds.
+            return list(range(1 if self.is_archived else found[0], found[-1] + 1))
         first, _, last = wanted.partition("-")
         if not (first.isdecimal() and (last.isdecimal() or not last)):
             raise SettingsError(f"--round: {wanted!r} is neither a number, nor a range such as 3-7, nor all")
@@ -101,7 +103,25 @@ def open_records(run: str, origin: Origin, address: BrokerAddress, out_dir: Path
                     raise
             else:
                 source = broker if origin == "broker" else EitherSource(broker, archive)
-        yield RunRecords(source=source, state=state, settings=_settings_of(state, out_dir), out_dir=out_dir)
+        is_archived = origin != "broker" and bool(archive.round_numbers())
+        yield RunRecords(source=source, state=state, settings=_settings_of(state, out_dir), out_dir=out_dir, is_archived=is_archived)
+
+
+def locate_run(run: str, out: Path | None, origin: Origin) -> tuple[str, Path, Origin]:
+    """Return a run's name, its folder and where to read its rounds, from what a user named: the run, or the folder itself.
+
+    A folder's rounds are its archive's: which broker they came from is not known.
+
+    Raises:
+        SettingsError: a folder is named that holds no run.
+    """
+    if out is not None or "/" not in run:
+        return run, out or Path("out") / run, origin
+    folder = Path(run)
+    settings = _settings_of(None, folder)
+    if settings is None:
+        raise SettingsError(f"{folder} holds no run: name a run, or the folder of one, as `fedmq demo` prints it")
+    return settings.run, folder, "archive" if origin == "auto" else origin
 
 
 def find_trusted_keys(stated: Path | None, out_dir: Path) -> TrustedKeys | None:

@@ -18,6 +18,7 @@ from PIL import Image
 
 from federation.settings import load_run_file
 from fedmq.simulate import run_simulation
+from tests.cli.command import fedmq
 from tests.end_to_end.processes import WAIT_SECONDS, Processes, alive, descendants, read_json, rounds_done, wait_until
 from tests.requirements import require
 
@@ -179,6 +180,22 @@ def test_once_more_gives_the_same_digest(demo: Demo, tmp_path: Path) -> None:
 
 def test_simulating_its_run_file_gives_the_same_digest(demo: Demo, tmp_path: Path) -> None:
     assert simulate(demo, tmp_path) == demo.summary["global_digest"]
+
+
+def test_its_folder_replays_and_answers_what_if_on_the_test_images(demo: Demo) -> None:
+    """The recorded rule makes what happened, scores included; another rule or one node less makes something else."""
+    replayed = fedmq("replay", demo.out, "--json")
+    assert (replayed.status, replayed.json["agrees"], replayed.json["signatures"]) == (0, True, "checked")
+    assert replayed.json["rounds"][-1]["digest"] == demo.summary["global_digest"]
+    for entry, told in zip(fedmq("replay", demo.out, "--strategy", "fedavg", "--json").json["rounds"], demo.summary["rounds"], strict=True):
+        assert entry["is_same"]
+        assert entry["what_if"] == entry["recorded"]
+        assert entry["recorded"]["accuracy"] == told["accuracy"]
+    for change in (("--strategy", "fedmedian"), ("--without", "node-1")):
+        for entry in fedmq("replay", demo.out, *change, "--json").json["rounds"]:
+            assert not entry["is_same"]
+            assert entry["what_if"]["loss"] != entry["recorded"]["loss"]
+            assert entry["updates"] == (2 if "--without" in change else NUM_NODES)
 
 
 def test_another_seed_gives_another_digest(demo: Demo, tmp_path: Path) -> None:

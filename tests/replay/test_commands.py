@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import queue
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,50 @@ def test_without_broker_the_archive_is_read(invoke: Invoke, own_mosquitto: Priva
     status, _, err = invoke("replay", "--from", "broker")
     assert status == 1
     assert "broker can't be reached" in err
+
+
+def test_folder_of_a_run_stands_for_its_name_and_is_read_without_a_broker(recorded: RecordedRun, out_dir: Path, tmp_path: Path) -> None:
+    """As README has it: `fedmq replay out/five-nodes`."""
+    folder = copy_of(out_dir, tmp_path / "copy", recorded)
+    for command in ("replay", "rounds"):
+        result = CliRunner().invoke(app, [command, str(folder), "--json"])
+        assert result.exit_code == 0, result.stderr
+        answer = json.loads(result.stdout)
+        assert (answer["run"], [entry["round_number"] for entry in answer["rounds"]]) == (RUN, [1, 2, 3, 4, 5])
+    result = CliRunner().invoke(app, ["replay", str(tmp_path / "nowhere")])
+    assert result.exit_code == 2
+    assert "holds no run" in result.stderr
+
+
+def test_first_round_dropped_from_the_archive_is_named(recorded: RecordedRun, out_dir: Path, tmp_path: Path) -> None:
+    folder = copy_of(out_dir, tmp_path / "copy", recorded)
+    for file in (folder / "rounds").glob("000001.*"):
+        file.unlink()
+    result = CliRunner().invoke(app, ["replay", str(folder)])
+    assert result.exit_code == 1
+    assert "round 1: 000001.tar.zst" in result.stderr
+    assert CliRunner().invoke(app, ["replay", str(folder), "--round", "2-5"]).exit_code == 0
+
+
+def test_newest_round_dropped_from_broker_and_archive_is_missed(
+    invoke: Invoke, recorded: RecordedRun, own_mosquitto: PrivateBroker, tmp_path: Path
+) -> None:
+    """The run's state names the newest result."""
+    publish(own_mosquitto, {topic: b"" for topic in recorded.retained if "/rounds/5/" in topic})
+    folder = copy_of(recorded.archive.folder.parent, tmp_path / "copy", recorded)
+    for file in (folder / "rounds").glob("000005.*"):
+        file.unlink()
+    status, _, err = invoke("replay", "--out", str(folder))
+    assert status == 1
+    assert "the run's state names another newest result" in err
+
+
+def copy_of(out_dir: Path, folder: Path, recorded: RecordedRun) -> Path:
+    """Copy a run's folder, with its settings as `fedmq run` leaves them there."""
+    shutil.copytree(out_dir, folder)
+    described = {"settings": recorded.pair.settings.model_dump(mode="json")}
+    (folder / "settings.json").write_text(json.dumps(described), encoding="utf-8")
+    return folder
 
 
 @pytest.mark.parametrize(
