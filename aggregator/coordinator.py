@@ -50,8 +50,9 @@ from aggregator.events import (
     WorkFailed,
 )
 from aggregator.open_round import LATE, Member, OpenRound, UpdateEvent, ack_of
-from aggregator.round_messages import plan_of, result_of
-from federation.messages import Evaluation, NodeStatus, RoundPlan, RoundResult, RunState
+from aggregator.roster import Roster
+from aggregator.round_messages import plan_of, result_of, state_of
+from federation.messages import Evaluation, RoundPlan, RoundResult, RunState
 from federation.settings import RunSettings
 
 START_SECONDS = 0.5
@@ -59,9 +60,6 @@ START_SECONDS = 0.5
 
 LEAVE_SECONDS = 60.0
 """How long an ended run waits for its nodes to fetch the final model and leave."""
-
-TWIN_SECONDS = 1.0
-"""A node that comes back sooner under another instance was thrown out by a twin: no process starts that fast."""
 
 CHECK_SECONDS = 2.0
 """How long the broker may take to show us the state we gave it before we believe that it has lost it."""
@@ -118,8 +116,7 @@ class Coordinator:
         self._leave_at = 0.0
         self._stop = Stop(reason="", failed=False)
         self._ended: Literal["finished", "stopped"] = "finished"
-        self._nodes: dict[str, NodeStatus] = {}
-        self._seen_at: dict[str, float] = {}
+        self._roster = Roster(expectation)
         self._round: OpenRound | None = None
         self._started_at: float | None = None
         self.phase = Phase.STARTING
@@ -158,7 +155,7 @@ class Coordinator:
 
     def fit_nodes(self) -> list[str]:
         """Return the nodes that can take part now, in node-id order."""
-        return sorted(node for node, status in self._nodes.items() if self._expectation.unfitness(status) is None)
+        return self._roster.fit()
 
     # --- events ---------------------------------------------------------------------------------
 
@@ -262,24 +259,10 @@ class Coordinator:
         return []
 
     def _on_node_reported(self, event: NodeReported, now: float) -> list[Effect]:
-        status = event.status
-        before = self._nodes.get(status.node)
-        if self.phase is Phase.LEAVING and event.retained and before and before.instance == status.instance and not before.online:
-            # It has left; a broker that failed meanwhile only remembers the time before.
+        notes = self._roster.take(event, now, is_leaving=self.phase is Phase.LEAVING)
+        if notes is None:
             return []
-        if before and before.online and not status.online and before.instance != status.instance:
-            # The will of a process that a newer one of the same node has replaced.
-            return []
-        self._nodes[status.node] = status
-        effects: list[Effect] = []
-        if before and status.online and before.instance != status.instance and now < self._seen_at[status.node] + TWIN_SECONDS:
-            text = f"node={status.node} another process has this identity, or it was restarted at once"
-            effects.append(Note(text=f"{text}: instance {status.instance} took over from {before.instance}", warning=True))
-        # While it is online; from its last word on, that moment.
-        self._seen_at[status.node] = float("inf") if status.online else now
-        if before != status:
-            unfit = self._expectation.unfitness(status)
-            effects.append(Note(text=f"node={status.node} {'fit' if unfit is None else unfit}", warning=unfit is not None))
+        effects: list[Effect] = [*notes]
         if self.phase is Phase.WAITING:
             effects += self._open_round_if_possible(now)
         return [*effects, *self._leave_if_due(now)]
@@ -418,7 +401,7 @@ class Coordinator:
         return [*([final] if self._ended == "finished" else []), *self._say(reason=self._stop.reason, ended=self._ended)]
 
     def _leave_if_due(self, now: float) -> list[Effect]:
-        if self.phase is not Phase.LEAVING or (now < self._leave_at and any(status.online for status in self._nodes.values())):
+        if self.phase is not Phase.LEAVING or (now < self._leave_at and self._roster.has_online):
             return []
         self.phase = Phase.ENDED
         return [self._stop]
@@ -437,26 +420,14 @@ class Coordinator:
     # --- messages -------------------------------------------------------------------
 
     def _state(self, *, reason: str = "", ended: Literal["finished", "stopped"] | None = None) -> RunState:
-        rounds = self._settings.rounds
-        if not reason and self.phase is Phase.WAITING and self._is_paused:
+        is_waiting = self.phase is Phase.WAITING
+        if not reason and is_waiting and self._is_paused:
             reason = f"paused: {self._pause_reason}"
-        elif not reason and self.phase is Phase.WAITING:
-            reason = f"waiting for nodes: {len(self.fit_nodes())} of at least {rounds.min_nodes} are fit"
+        elif not reason and is_waiting:
+            reason = f"waiting for nodes: {len(self._roster.fit())} of at least {self._settings.rounds.min_nodes} are fit"
         is_training = self.phase in {Phase.COLLECTING, Phase.AGGREGATING, Phase.EVALUATING}
-        return RunState(
-            run=self._settings.run,
-            phase=ended or ("training" if is_training else "paused" if self._is_paused else "waiting"),
-            round_number=self._position.round_number if is_training or ended else self._position.round_number - 1,
-            num_rounds=self._settings.num_rounds,
-            epoch=self._position.epoch,
-            instance=self._instance,
-            strategy=self._settings.strategy.name,
-            model=self._settings.model,
-            final_digest=self._position.global_digest if ended == "finished" else None,
-            reason=reason[:500],
-            result_digest=self._position.previous_result_digest,
-            settings=self._settings,
-        )
+        phase = ended or ("training" if is_training else "paused" if self._is_paused else "waiting")
+        return state_of(self._position, self._settings, phase=phase, instance=self._instance, reason=reason)
 
     def _plan(self, current: OpenRound) -> RoundPlan:
         return plan_of(current, self._position, self._settings, self._expectation)

@@ -7,8 +7,27 @@ import hashlib
 from aggregator.cohort import Expectation
 from aggregator.events import Position
 from aggregator.open_round import OpenRound
-from federation.messages import Evaluation, RoundPlan, RoundResult
+from federation.messages import Evaluation, RoundPlan, RoundResult, RunPhase, RunState
 from federation.settings import RunSettings
+
+
+def state_of(position: Position, settings: RunSettings, *, phase: RunPhase, instance: str, reason: str) -> RunState:
+    """Return where a run stands: in round `position.round_number`, or between that and the one before it."""
+    is_in_round = phase not in {"waiting", "paused"}
+    return RunState(
+        run=settings.run,
+        phase=phase,
+        round_number=position.round_number - (0 if is_in_round else 1),
+        num_rounds=settings.num_rounds,
+        epoch=position.epoch,
+        instance=instance,
+        strategy=settings.strategy.name,
+        model=settings.model,
+        final_digest=position.global_digest if phase == "finished" else None,
+        reason=reason[:500],
+        result_digest=position.previous_result_digest,
+        settings=settings,
+    )
 
 
 def plan_of(current: OpenRound, position: Position, settings: RunSettings, expectation: Expectation) -> RoundPlan:

@@ -15,16 +15,13 @@ from aggregator.events import (
     CheckBegun,
     CheckRounds,
     ClearControl,
-    ControlSeen,
     Effect,
     Evaluate,
     EvaluationFinished,
     Event,
     FollowRound,
     FollowRun,
-    ForeignMessage,
     LeaveRound,
-    NodeReported,
     Note,
     PublishFinal,
     PublishResult,
@@ -34,19 +31,18 @@ from aggregator.events import (
     SaveCheckpoint,
     SendAck,
     SessionOpened,
-    StateSeen,
     Stop,
-    UpdateProgressed,
     WorkFailed,
 )
 from aggregator.publisher import Publisher
+from aggregator.reader import MessageReader
 from aggregator.record import RunRecord
 from aggregator.round_keeper import RoundKeeper, RoundsArchived
 from aggregator.updates import UpdateCollector
 from federation import topics
 from federation.clock import Clock
-from federation.errors import FencedError, RejectReason, RemoteProtocolError
-from federation.messages import Control, Evaluation, MetricPoint, MetricsReport, NodeStatus, RoundResult, RunState, parse
+from federation.errors import FencedError, RemoteProtocolError
+from federation.messages import Evaluation, MetricPoint, RoundResult
 from federation.params import Params, Signature
 from federation.rejections import Rejections
 from federation.strategies import Strategy
@@ -129,6 +125,9 @@ class AggregatorService:
         self._keeper = keeper
         if keeper is not None:
             keeper.spoken = self._publisher.note_spoken
+        self._reader = MessageReader(
+            run=run, expects=coordinator.expects, collector=collector, record=record, publisher=self._publisher, keeper=keeper
+        )
         self._aside = aside
         self._look_at: float | None = None
         self._check_ends_at: float | None = None
@@ -203,53 +202,11 @@ class AggregatorService:
 
     def _on_delivered(self, message: Delivered) -> None:
         try:
-            for event in self._read(message):
+            for event in self._reader.read(message):
                 self._handle(event)
         except RemoteProtocolError as error:
             self._record.count_rejected(error.reason)
             self._rejections.add(message.topic, error)
-
-    def _read(self, message: Delivered) -> list[Event]:
-        if not message.payload:
-            return []  # a retained message was cleared
-        if self._keeper is not None and self._keeper.take_leftover(message.topic, message.payload):
-            return []
-        topic = topics.parse_topic(message.topic)
-        if topic.run != self._run:
-            raise RemoteProtocolError(f"topic of run {topic.run!r}", reason=RejectReason.UNKNOWN_TOPIC)
-        match topic:
-            case topics.UpdateChunkTopic():
-                if not self._coordinator.expects(topic.node, topic.round_number):
-                    return []
-                progress = UpdateProgressed(round_number=topic.round_number, node=topic.node, num_bytes=len(message.payload))
-                return [progress, *self._collector.add_chunk(topic.node, message.payload)]
-            case topics.UpdateManifestTopic():
-                return self._read_manifest(topic, message.payload)
-            case topics.StatusTopic():
-                status = parse(NodeStatus, message.payload)
-                if status.node != topic.node:
-                    raise RemoteProtocolError(f"status of {status.node!r}", reason=RejectReason.INVALID_MESSAGE)
-                return [NodeReported(status=status, retained=message.retained)]
-            case topics.MetricsTopic():
-                self._record.add_metrics(topic.node, parse(MetricsReport, message.payload))
-                return []
-            case topics.ControlTopic():
-                return [ControlSeen(control=parse(Control, message.payload))]
-            case topics.PlanTopic() | topics.ResultTopic():
-                if self._keeper is not None and isinstance(topic, topics.ResultTopic):
-                    self._keeper.take_result(topic.round_number, message.payload)
-                is_foreign = not message.retained and self._publisher.is_foreign(message.topic, message.payload)
-                return [ForeignMessage(round_number=topic.round_number)] if is_foreign else []
-            case topics.StateTopic():
-                return [StateSeen(state=parse(RunState, message.payload), retained=message.retained)]
-        raise RemoteProtocolError(f"nobody asked for {message.topic!r}", reason=RejectReason.UNKNOWN_TOPIC)
-
-    def _read_manifest(self, topic: topics.UpdateManifestTopic, payload: bytes) -> list[Event]:
-        progress = UpdateProgressed(round_number=topic.round_number, node=topic.node, num_bytes=len(payload))
-        if self._coordinator.expects(topic.node, topic.round_number):
-            return [progress, *self._collector.add_manifest(topic.node, payload)]
-        # Too late, twice, or from outside the cohort: the coordinator answers by the digest alone.
-        return [self._collector.describe(topic.node, topic.round_number, payload)]
 
     def _is_superseded(self) -> bool:
         return self._store.leading_epoch() > self._coordinator.position.epoch

@@ -7,7 +7,7 @@ and every fault is one `MessageError`.
 from __future__ import annotations
 
 import json
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
@@ -65,11 +65,14 @@ class Evaluation(BaseModel):
     """Rows are true classes, columns predicted ones."""
 
 
+RunPhase: TypeAlias = Literal["waiting", "training", "paused", "finished", "stopped"]
+
+
 class RunState(Message):
     """Where a run is; the first thing a joining node reads."""
 
     run: Name
-    phase: Literal["waiting", "training", "paused", "finished", "stopped"]
+    phase: RunPhase
     round_number: Count
     """The round being trained, or the last one when the run has ended; 0 before the first."""
     num_rounds: RoundNumber
