@@ -22,8 +22,9 @@ from edge_node import events as node_events
 from edge_node.device import DeviceSampler
 from edge_node.device_report import DeviceReporter
 from edge_node.participant import Participant
-from edge_node.service import EdgeNodeService, LocalUpdate, will_payload
+from edge_node.service import EdgeNodeService, will_payload
 from edge_node.spool import Spool
+from edge_node.work import LocalUpdate
 from federation import models, topics
 from federation.broker_address import BrokerAddress
 from federation.codec import layout_of

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edge_node.config import EdgeNodeConfig
-from edge_node.service import LocalUpdate
+from edge_node.work import LocalUpdate
 from federation import models
 from federation.data import Dataset, ImageSet, Indices, load_dataset
 from federation.errors import DataError

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
-from typing import Protocol, TypeAlias, assert_never
+from typing import TypeAlias, assert_never
 
 from edge_node.events import (
     AckReceived,
     Deploy,
-    Deployed,
     Effect,
     Event,
     FetchFailed,
@@ -29,24 +27,21 @@ from edge_node.events import (
     StateReceived,
     Stop,
     Train,
-    TrainingFailed,
-    TrainingFinished,
     UpdateLost,
     Upload,
 )
 from edge_node.participant import Participant
 from edge_node.spool import Spool
+from edge_node.work import Deployer, Learner, RoundWork
 from federation import topics
 from federation.chunk_format import chunk_bytes_for, preferred_chunk_bytes
 from federation.chunks import Assembly, ChunkedFile, parse_chunk
 from federation.clock import Clock
-from federation.codec import FileParams
-from federation.errors import RejectReason, RemoteProtocolError, TrainingCancelled
+from federation.errors import RejectReason, RemoteProtocolError
 from federation.messages import (
     MAX_PARAMS_BYTES,
     Ack,
     GlobalManifest,
-    LocalMetrics,
     MetricPoint,
     MetricsReport,
     NodeStatus,
@@ -55,9 +50,7 @@ from federation.messages import (
     UpdateManifest,
     parse,
 )
-from federation.params import Params
 from federation.rejections import Rejections
-from federation.settings import ModelSettings
 from federation.signing import Signer
 from federation.transport import Connected, Delivered, Disconnected, Refused, Transport, TransportEvent
 
@@ -68,41 +61,6 @@ MAX_FETCHED_CHUNKS = 64
 
 Item: TypeAlias = TransportEvent | Event
 Job: TypeAlias = Callable[[], Event]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LocalUpdate:
-    """What local training returns."""
-
-    params: Params
-    num_examples: int
-    loss: float
-    train_seconds: float
-    samples_per_second: float
-    validation_accuracy: float | None = None
-    validation_loss: float | None = None
-    validation_class_accuracy: Sequence[float] = ()
-
-
-class Learner(Protocol):
-    """Trains one update on this node's images."""
-
-    def train(self, plan: RoundPlan, global_params: Params, should_stop: Callable[[], bool]) -> LocalUpdate:
-        """Return the update.
-
-        Raises:
-            TrainingCancelled: `should_stop` returned true.
-            FedMQError: the global model does not fit the plan, or training can't be done here.
-        """
-        ...
-
-
-class Deployer(Protocol):
-    """Makes a global model the device's own and measures it."""
-
-    def deploy(self, *, run: str, round_number: int, model: ModelSettings, global_digest: str, params: Params) -> list[MetricPoint]:
-        """Return what was measured; a model that can't be deployed is a point that says why."""
-        ...
 
 
 class EdgeNodeService:
@@ -138,13 +96,20 @@ class EdgeNodeService:
         self._participant = participant
         self._transport = transport
         self._spool = spool
-        self._learner = learner
-        self._deployer = deployer
         self._status = status
         self._run = run
         self._background = background
         self._clock = clock
         self._signer = signer
+        self._work = RoundWork(
+            learner=learner,
+            deployer=deployer,
+            spool=spool,
+            run=run,
+            followed_round=lambda: participant.round_number,
+            publish=self._publish_metrics,
+            clock=clock,
+        )
         self._max_packet_bytes: int | None = None
         self._assembly: Assembly | None = None
         self._manifest: GlobalManifest | None = None
@@ -264,9 +229,9 @@ class EdgeNodeService:
             case FetchMissing():
                 self._fetch_missing(effect.round_number)
             case Train():
-                self._background(lambda: self._train(effect.plan))
+                self._background(lambda: self._work.train(effect.plan, download_seconds=self._download_seconds))
             case Deploy():
-                self._background(lambda: self._deploy(effect))
+                self._background(lambda: self._work.deploy(effect))
             case Upload():
                 self._upload(effect.round_number, effect.missing)
             case Offer():
@@ -362,59 +327,6 @@ class EdgeNodeService:
         if self._update is None or self._update.sha256 != sha256 or self._update.chunk_bytes != chunk_bytes:
             self._update = ChunkedFile(path, chunk_bytes)
         return self._update if self._update.sha256 == sha256 else None
-
-    # --- background job -------------------------------------------------------------------------
-
-    def _train(self, plan: RoundPlan) -> Event:
-        """Train and store one update; runs off the service's thread, touches only the spool and the learner."""
-        round_number = plan.round_number
-        stored = self._spool.stored_update(round_number)
-        if stored is not None and stored.base_digest == plan.global_digest:
-            return TrainingFinished(round_number=round_number, base_digest=plan.global_digest, is_old=True)
-        try:
-            self._spool.check_space(2 * plan.global_bytes)
-            params = FileParams(self._spool.global_path(round_number), None)
-            update = self._learner.train(plan, params, lambda: self._participant.round_number != round_number)
-            metrics = LocalMetrics(
-                loss=update.loss,
-                download_seconds=self._download_seconds,
-                train_seconds=update.train_seconds,
-                samples_per_second=update.samples_per_second,
-                validation_accuracy=update.validation_accuracy,
-                validation_loss=update.validation_loss,
-                validation_class_accuracy=list(update.validation_class_accuracy),
-            )
-            self._spool.store_update(
-                round_number, update.params, base_digest=plan.global_digest, num_examples=update.num_examples, metrics=metrics
-            )
-            figures = metrics.model_dump(exclude={"validation_class_accuracy"}, exclude_none=True)
-            self._publish_metrics(round_number, [MetricPoint(measurement="train", time_ns=self._clock.time_ns(), fields=figures)])
-        except TrainingCancelled:
-            return TrainingFailed(round_number=round_number, detail="cancelled: the round is over")
-        except Exception as error:  # whatever it is, this node sits the round out and says why
-            if self._participant.round_number != round_number:
-                # Its files went with the round it was for.
-                return TrainingFailed(round_number=round_number, detail="cancelled: the round is over")
-            logger.exception("round=%d training=failed", round_number)
-            return TrainingFailed(round_number=round_number, detail=f"{type(error).__name__}: {error}"[:400])
-        return TrainingFinished(round_number=round_number, base_digest=plan.global_digest)
-
-    def _deploy(self, effect: Deploy) -> Event:
-        path = self._spool.global_path(effect.round_number)
-        if self._deployer is not None and path.exists():
-            try:
-                params = dict(FileParams(path, None).items())
-                points = self._deployer.deploy(
-                    run=self._run,
-                    round_number=effect.round_number,
-                    model=effect.model,
-                    global_digest=effect.global_digest,
-                    params=params,
-                )
-                self._publish_metrics(effect.round_number, points)
-            except Exception:  # a device without its own model still trains
-                logger.exception("round=%d deploy=failed", effect.round_number)
-        return Deployed(round_number=effect.round_number)
 
     def _publish_metrics(self, round_number: int, points: list[MetricPoint]) -> None:
         report = MetricsReport(node=self._status.node, round_number=round_number, points=points)

@@ -24,8 +24,9 @@ from aggregator import events as aggregator_events
 from aggregator.assembly import build_service_for
 from edge_node import events as node_events
 from edge_node.participant import Participant
-from edge_node.service import EdgeNodeService, LocalUpdate, will_payload
+from edge_node.service import EdgeNodeService, will_payload
 from edge_node.spool import Spool
+from edge_node.work import LocalUpdate
 from federation import topics
 from federation.broker_address import BrokerAddress
 from federation.clock import Clock
@@ -41,7 +42,7 @@ from federation.transport import Delivered, OnEvent, Transport, TransportEvent, 
 IMAGE_SHAPE = (1, 8, 8)
 CLASS_NAMES = ("a", "b")
 SIDE = 400
-"""Of the weight matrix: 640 KB, three chunks."""
+"""Of the weight matrix by default: 640 KB, ten chunks."""
 
 KEEP_ALIVE_SECONDS = 2
 """By default; short, so that a frozen process is noticed within a test."""
@@ -75,6 +76,7 @@ def main() -> int:
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--train-seconds", type=float, default=0.1)
+    parser.add_argument("--side", type=int, default=SIDE)
     parser.add_argument("--clock-offset-seconds", type=float, default=0.0)
     parser.add_argument("--duplicates", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=0)
@@ -95,7 +97,7 @@ def _lead(options: argparse.Namespace) -> int:
         settings=settings,
         initial={
             "bias": initial.standard_normal(7).astype(np.float32),
-            "weight": initial.standard_normal((SIDE, SIDE)).astype(np.float32),
+            "weight": initial.standard_normal((options.side, options.side)).astype(np.float32),
         },
         image_shape=IMAGE_SHAPE,
         class_names=CLASS_NAMES,

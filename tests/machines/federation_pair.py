@@ -18,8 +18,9 @@ from aggregator.service import AggregatorService
 from aggregator.wiring import build_service_for
 from edge_node.events import TimePassed as NodeTimePassed
 from edge_node.participant import Participant
-from edge_node.service import EdgeNodeService, LocalUpdate, will_payload
+from edge_node.service import EdgeNodeService, will_payload
 from edge_node.spool import Spool
+from edge_node.work import LocalUpdate
 from federation import topics
 from federation.clock import Clock
 from federation.memory_transport import InMemoryBroker, InMemoryTransport

@@ -16,7 +16,7 @@ from aggregator.archive import Archive
 from aggregator.recorded_round import RecordError
 from aggregator.replay import Replay, RoundSource, WhatIf
 from aggregator.round_folder import RoundFolder
-from edge_node.service import LocalUpdate
+from edge_node.work import LocalUpdate
 from federation.codec import digest, file_digest, write_params
 from federation.errors import ArchiveError
 from federation.messages import RoundPlan, RoundResult, UpdateManifest, parse

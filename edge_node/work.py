@@ -1,0 +1,144 @@
+"""What a round asks of a node beside talking: local training, and a model of its own. Runs off the service's thread."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from edge_node.events import Deploy, Deployed, Event, TrainingFailed, TrainingFinished
+from edge_node.spool import Spool
+from federation.clock import Clock
+from federation.codec import FileParams
+from federation.errors import TrainingCancelled
+from federation.messages import LocalMetrics, MetricPoint, RoundPlan
+from federation.params import Params
+from federation.settings import ModelSettings
+
+logger = logging.getLogger("edge_node")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalUpdate:
+    """What local training returns."""
+
+    params: Params
+    num_examples: int
+    loss: float
+    train_seconds: float
+    samples_per_second: float
+    validation_accuracy: float | None = None
+    validation_loss: float | None = None
+    validation_class_accuracy: Sequence[float] = ()
+
+
+class Learner(Protocol):
+    """Trains one update on this node's images."""
+
+    def train(self, plan: RoundPlan, global_params: Params, should_stop: Callable[[], bool]) -> LocalUpdate:
+        """Return the update.
+
+        Raises:
+            TrainingCancelled: `should_stop` returned true.
+            FedMQError: the global model does not fit the plan, or training can't be done here.
+        """
+        ...
+
+
+class Deployer(Protocol):
+    """Makes a global model the device's own and measures it."""
+
+    def deploy(self, *, run: str, round_number: int, model: ModelSettings, global_digest: str, params: Params) -> list[MetricPoint]:
+        """Return what was measured; a model that can't be deployed is a point that says why."""
+        ...
+
+
+class RoundWork:
+    """Trains and deploys; touches only the spool, and publishes figures.
+
+    Args:
+        learner: trains updates.
+        deployer: makes each global model the device's own; None leaves it out.
+        spool: the node's folder.
+        run: the run's name.
+        followed_round: the round that the node follows now, None for none: training for another is given up.
+        publish: sends a round's points; from any thread.
+        clock: what time it is.
+    """
+
+    def __init__(
+        self,
+        *,
+        learner: Learner,
+        deployer: Deployer | None,
+        spool: Spool,
+        run: str,
+        followed_round: Callable[[], int | None],
+        publish: Callable[[int, list[MetricPoint]], None],
+        clock: Clock,
+    ) -> None:
+        self._learner = learner
+        self._deployer = deployer
+        self._spool = spool
+        self._run = run
+        self._followed_round = followed_round
+        self._publish = publish
+        self._clock = clock
+
+    def train(self, plan: RoundPlan, *, download_seconds: float) -> Event:
+        """Train and store one update; one that is stored already is taken as it is.
+
+        Args:
+            plan: the round's; its global model is in the spool.
+            download_seconds: what fetching that took, for the update's metrics.
+        """
+        round_number = plan.round_number
+        stored = self._spool.stored_update(round_number)
+        if stored is not None and stored.base_digest == plan.global_digest:
+            return TrainingFinished(round_number=round_number, base_digest=plan.global_digest, is_old=True)
+        try:
+            self._spool.check_space(2 * plan.global_bytes)
+            params = FileParams(self._spool.global_path(round_number), None)
+            update = self._learner.train(plan, params, lambda: self._followed_round() != round_number)
+            metrics = LocalMetrics(
+                loss=update.loss,
+                download_seconds=download_seconds,
+                train_seconds=update.train_seconds,
+                samples_per_second=update.samples_per_second,
+                validation_accuracy=update.validation_accuracy,
+                validation_loss=update.validation_loss,
+                validation_class_accuracy=list(update.validation_class_accuracy),
+            )
+            self._spool.store_update(
+                round_number, update.params, base_digest=plan.global_digest, num_examples=update.num_examples, metrics=metrics
+            )
+            figures = metrics.model_dump(exclude={"validation_class_accuracy"}, exclude_none=True)
+            self._publish(round_number, [MetricPoint(measurement="train", time_ns=self._clock.time_ns(), fields=figures)])
+        except TrainingCancelled:
+            return TrainingFailed(round_number=round_number, detail="cancelled: the round is over")
+        except Exception as error:  # whatever it is, this node sits the round out and says why
+            if self._followed_round() != round_number:
+                # Its files went with the round it was for.
+                return TrainingFailed(round_number=round_number, detail="cancelled: the round is over")
+            logger.exception("round=%d training=failed", round_number)
+            return TrainingFailed(round_number=round_number, detail=f"{type(error).__name__}: {error}"[:400])
+        return TrainingFinished(round_number=round_number, base_digest=plan.global_digest)
+
+    def deploy(self, effect: Deploy) -> Event:
+        """Make a global model the device's own, and publish what was measured."""
+        path = self._spool.global_path(effect.round_number)
+        if self._deployer is not None and path.exists():
+            try:
+                params = dict(FileParams(path, None).items())
+                points = self._deployer.deploy(
+                    run=self._run,
+                    round_number=effect.round_number,
+                    model=effect.model,
+                    global_digest=effect.global_digest,
+                    params=params,
+                )
+                self._publish(effect.round_number, points)
+            except Exception:  # a device without its own model still trains
+                logger.exception("round=%d deploy=failed", effect.round_number)
+        return Deployed(round_number=effect.round_number)
