@@ -40,6 +40,9 @@ STOP_SECONDS = 30.0
 SAVED_NAME = "broker.db"
 """Where it keeps retained messages (fedmq/broker_files.py)."""
 
+KEPT_NAME = "broker.db.kept"
+"""A second name of that file until the broker is up: Mosquitto 2.1 that can't start replaces what it had saved by an empty file."""
+
 POLL_SECONDS = 0.01
 PROBE_SECONDS = 2.0
 
@@ -149,6 +152,10 @@ class PrivateBroker:
     def _try_start(self, program: Path, port: int) -> bool:
         """Start a process on `port`, without what it had saved if that is damaged; return False if another holds that port."""
         configuration = write_private_broker(self.folder, port=port, passwords=self.passwords)
+        saved, kept = self.folder / SAVED_NAME, self.folder / KEPT_NAME
+        kept.unlink(missing_ok=True)
+        if saved.exists():
+            kept.hardlink_to(saved)
         log_start = self.log_file.stat().st_size if self.log_file.exists() else 0
         with self.log_file.open("ab") as log:
             # In a session of its own, so that Ctrl-C in the terminal reaches us first and we end it in order.
@@ -160,14 +167,17 @@ class PrivateBroker:
         except BaseException as error:
             self.kill()
             logged = self.log_file.read_bytes()[log_start:]
+            if kept.exists():
+                kept.replace(saved)
+                kept.unlink(missing_ok=True)  # two names of one file: replacing does nothing
             if isinstance(error, TransportError) and b"Address already in use" in logged:
                 return False
-            saved = self.folder / SAVED_NAME
             if isinstance(error, TransportError) and b"Couldn't open database" in logged and saved.exists():
                 # Torn by a full disk or a power cut, it would keep the broker down for ever; an aggregator puts back what is lost.
                 saved.replace(saved.with_suffix(".damaged"))
                 return self._try_start(program, port)
             raise
+        kept.unlink(missing_ok=True)
         return True
 
     def _wait_until_up(self, process: subprocess.Popen[bytes], port: int) -> None:

@@ -14,6 +14,7 @@ from fedmq import private_broker
 from fedmq.broker_files import password_line
 from fedmq.private_broker import PrivateBroker
 from tests.broker.client import connected
+from tests.broker.emptying import emptying_mosquitto
 from tests.requirements import require
 
 
@@ -87,6 +88,28 @@ def test_takes_another_port_when_one_is_snatched(tmp_path: Path, monkeypatch: py
             assert broker.port != taken
             with connected(broker, "observer"):
                 pass
+
+
+def test_a_start_that_fails_costs_no_retained_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_name: str) -> None:
+    """Mosquitto 2.1 empties its saved file when the port is taken."""
+    topic, folder = f"fedmq/v1/{run_name}/state", tmp_path / "broker"
+    broker = PrivateBroker(folder, nodes=["node-0"], program=emptying_mosquitto(tmp_path / "bin", folder / private_broker.SAVED_NAME))
+    with broker, connected(broker, "aggregator") as aggregator:
+        assert aggregator.publish(topic, b"round 7")
+        broker.stop()
+        monkeypatch.setattr(private_broker, "PORT_ATTEMPTS", 2)
+        with socket.socket() as other:
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            other.bind((broker.host, broker.port))
+            other.listen()
+            with pytest.raises(TransportError, match="found no free port"):
+                broker.start()
+        assert "emptied" in broker.log_file.read_text()
+        broker.start()
+        with connected(broker, "observer") as observer:
+            observer.subscribe(topic)
+            assert observer.receive_until(topic) == {topic: b"round 7"}
+    assert not (folder / private_broker.KEPT_NAME).exists()
 
 
 def test_a_broker_that_cannot_start_says_why(tmp_path: Path) -> None:

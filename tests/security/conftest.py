@@ -60,9 +60,9 @@ def broker(site: Site, tmp_path: Path) -> Iterator[RunningBroker]:
 
 
 @contextmanager
-def running_broker(site: Site, tmp_path: Path) -> Iterator[RunningBroker]:
-    """Start the site's broker, which may not be ready yet; its data are in `tmp_path / "data"`."""
-    program = require("mosquitto")
+def running_broker(site: Site, tmp_path: Path, *, program: Path | None = None) -> Iterator[RunningBroker]:
+    """Start the site's broker, which may not be ready yet; its data are in `tmp_path / "data"`. `program` is called mosquitto."""
+    program = program or require("mosquitto")
     ports = {1883: _free_port(), 8883: _free_port(), 8884: _free_port()}
     config = tmp_path / "config"
     shutil.copytree(REPOSITORY / "broker", config)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedmq.site import Site
+from tests.broker.emptying import emptying_mosquitto
 from tests.security.conftest import RunningBroker, running_broker
 
 pytestmark = pytest.mark.mosquitto
@@ -34,6 +35,19 @@ def test_a_file_that_is_not_to_blame_stays(site: Site, tmp_path: Path) -> None:
     saved.write_bytes(b"what it holds is all there is")
     with running_broker(site, tmp_path) as broker:
         assert broker.process.wait(WAIT_SECONDS) != 0
+    assert saved.read_bytes() == b"what it holds is all there is"
+
+
+def test_what_a_broker_that_cannot_start_emptied_comes_back(site: Site, tmp_path: Path) -> None:
+    """As Mosquitto 2.1 does: a wrong certificate must not cost the retained rounds."""
+    (site.folder / "broker" / "server.crt").write_text("no certificate")
+    saved = tmp_path / "data" / "broker.db"
+    saved.parent.mkdir()
+    saved.write_bytes(b"what it holds is all there is")
+    with running_broker(site, tmp_path, program=emptying_mosquitto(tmp_path / "bin", saved)) as broker:
+        assert broker.process.wait(WAIT_SECONDS) != 0
+        assert "emptied" in broker.log
+    assert [path.name for path in saved.parent.iterdir()] == ["broker.db"]
     assert saved.read_bytes() == b"what it holds is all there is"
 
 
