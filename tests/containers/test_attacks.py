@@ -6,7 +6,7 @@ import contextlib
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,7 +17,7 @@ from fedmq.enrolment import add_node, mark_revoked
 from fedmq.revocation import enforce
 from fedmq.site import create_site
 from tests.containers.conftest import Server
-from tests.security.mqtt_client import Client, settle, unpack
+from tests.security.mqtt_client import Client, eventually, settle, unpack
 
 pytestmark = [pytest.mark.docker, pytest.mark.data, pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -87,7 +87,7 @@ def test_strangers_are_refused(attacker: Attacker) -> None:
         Client().with_bundle(revoked),
     ):
         assert attacker.connect(stranger).connected is None
-    assert _num_tls_errors(attacker.server) >= before + 4
+    assert eventually(lambda: _num_tls_errors(attacker.server) >= before + 4)
 
 
 def test_node_writes_nothing_that_is_not_its_own(attacker: Attacker) -> None:
@@ -166,7 +166,7 @@ def test_retained_garbage_is_bounded(attacker: Attacker) -> None:
     for index in range(200):
         node.publish(f"{RUN}/rounds/{900_000 + index % 20}/updates/{name}/chunks/{index}", bytes(MEBIBYTE))
     server.stack.wait_for_log("guard", f"node={name} cleared")
-    _wait(lambda: _retained_bytes(server, f"{RUN}/rounds/+/updates/{name}/#") < 16 * MEBIBYTE)
+    assert eventually(lambda: _retained_bytes(server, f"{RUN}/rounds/+/updates/{name}/#") < 16 * MEBIBYTE, wait_seconds=90)
 
 
 def _num_tls_errors(server: Server) -> int:
@@ -181,11 +181,3 @@ def _retained_bytes(server: Server, topic_filter: str) -> int:
     command = ["mosquitto_sub", *login, "-P", password, "-t", topic_filter, "-F", "%l", "--retained-only", "-W", "3"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     return sum(map(int, result.stdout.split()))
-
-
-def _wait(condition: Callable[[], bool]) -> None:
-    for _ in range(30):
-        if condition():
-            return
-        settle()
-    raise AssertionError("it did not happen")

@@ -120,3 +120,13 @@ class Client:
 def settle() -> None:
     """Give the broker time to deliver what it should not."""
     time.sleep(0.5)
+
+
+def eventually(condition: Callable[[], bool], *, wait_seconds: float = WAIT_SECONDS) -> bool:
+    """Return whether something that no callback tells us of came true in time."""
+    give_up = time.monotonic() + wait_seconds
+    while not condition():
+        if time.monotonic() > give_up:
+            return False
+        settle()
+    return True
