@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -122,7 +123,7 @@ class CheckpointStore:
 
     def write(self, params: Params, signature: Signature | None = None) -> str:
         """Store a global model or a strategy's state durably; return its digest."""
-        fresh = self._globals / "next.safetensors"
+        fresh = self._globals / f"next-{secrets.token_hex(4)}.safetensors"
         digest = write_params(fresh, params, signature=signature)
         fresh.replace(self.global_path(digest))
         return digest
@@ -130,13 +131,17 @@ class CheckpointStore:
 
 def write_atomically(path: Path, data: bytes, *, durable: bool = False) -> None:
     """Replace a file's content in one step; `durable` also waits for the disk."""
-    fresh = path.with_name(f".{path.name}.new")
-    with fresh.open("wb") as file:
-        file.write(data)
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
-    fresh.replace(path)
+    # A name of its own: a zombie that shares this disk may be writing the same file.
+    fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
+    try:
+        with fresh.open("wb") as file:
+            file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
 
 
 def _identity(settings: RunSettings) -> dict[str, Any]:

@@ -176,6 +176,7 @@ class AggregatorService:
             case WorkFailed() if self._is_superseded():
                 raise FencedError(_SUPERSEDED)
             case RoundsArchived():
+                self._check_leadership()
                 if self._keeper is not None:
                     self._keeper.take_archived()
             case _:
