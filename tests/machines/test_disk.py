@@ -1,4 +1,4 @@
-"""A node's disk fails it: damaged files are made anew, a full one is said, and the run goes on."""
+"""A disk fails its process: damaged files are made anew, a full one is said, and the run goes on."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from aggregator.archive import Archive
+from aggregator.round_folder import RoundFolder
 from federation import topics
 from federation.chunks import Assembly, Chunk
 from federation.messages import NodeStatus, parse
@@ -80,3 +82,48 @@ def test_both_files_damaged_in_the_middle_of_a_run_change_no_digest(tmp_path: Pa
     pair.start_node("n0")
     pair.run()
     assert pair.global_digest == expected_digest()
+
+
+def test_archive_that_finds_no_room_leaves_rounds_on_the_broker_and_takes_them_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not even a budget of nothing clears a round that is not archived."""
+    write = Archive.write
+    is_full = True
+
+    def write_unless_full(self: Archive, round_number: int, source: RoundFolder) -> int:
+        if is_full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(self, round_number, source)
+
+    monkeypatch.setattr(Archive, "write", write_unless_full)
+    pair = FederationPair(tmp_path, num_rounds=5, retained_bytes=0)
+    pair.start()
+    pair.run(until=lambda: "fedmq/v1/pair/rounds/4/plan" in pair.broker.retained)
+    assert "round=1 archive=failed" in caplog.text
+    assert {f"fedmq/v1/pair/rounds/{number}/result" for number in (1, 2, 3)} <= pair.broker.retained.keys()
+    is_full = False
+    pair.run()
+    assert pair.global_digest == expected_digest(num_rounds=5)
+    assert Archive(tmp_path / "out" / "rounds").round_numbers() == [1, 2, 3, 4, 5]
+
+
+def test_aggregator_whose_disk_is_full_ends_and_is_continued_to_the_same_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = Assembly._write
+    is_full = True
+
+    def write_unless_full(self: Assembly, chunk: Chunk) -> None:
+        if is_full and self.path.is_relative_to(tmp_path / "aggregator"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, chunk)
+
+    monkeypatch.setattr(Assembly, "_write", write_unless_full)
+    pair = FederationPair(tmp_path)
+    pair.start()
+    with pytest.raises(OSError, match="No space left"):
+        pair.run()
+    pair.kill("aggregator")
+    is_full = False
+    pair.start_aggregator(is_resuming=True)
+    pair.run()
+    assert_whole(pair)
