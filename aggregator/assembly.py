@@ -20,6 +20,7 @@ from aggregator.updates import UpdateCollector
 from federation.clock import Clock
 from federation.codec import layout_of
 from federation.errors import CheckpointError
+from federation.images import named_classes
 from federation.messages import Evaluation
 from federation.params import Params, signature_of
 from federation.settings import RunSettings
@@ -81,6 +82,7 @@ def build_service_for(
     expectation = Expectation(
         image_shape=image_shape,
         num_classes=len(class_names),
+        class_names=named_classes(class_names),
         global_bytes=layout_of(signature).total_bytes,
         proximal_mu=strategy.proximal_mu,
     )

@@ -16,6 +16,8 @@ class Expectation:
 
     image_shape: tuple[int, int, int]
     num_classes: int
+    class_names: tuple[str, ...] = ()
+    """In the order of the labels; empty where the run's data do not name them."""
     global_bytes: int
     """Size of the encoded model in bytes; every update has it too."""
     proximal_mu: float = 0.0
@@ -30,6 +32,13 @@ class Expectation:
             return (
                 f"sits out: its images are {status.image_shape} with {status.num_classes} classes, "
                 f"this run's {list(self.image_shape)} with {self.num_classes}"
+            )
+        theirs, ours = tuple(status.class_names), self.class_names
+        if theirs and ours and theirs != ours:
+            label = next(label for label, names in enumerate(zip(theirs, ours, strict=True)) if names[0] != names[1])
+            return (
+                f"sits out: its class {label} is {theirs[label]!r}, this run's {ours[label]!r}: "
+                "set FEDMQ_CLASS_NAMES on the node to the run's classes, in their order"
             )
         return None if status.num_examples > 0 else "sits out: it has no examples"
 

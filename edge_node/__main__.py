@@ -30,6 +30,7 @@ from federation import topics
 from federation.environment import read_environment
 from federation.errors import DataError, SettingsError
 from federation.fault_steps import connect_armed
+from federation.images import named_classes
 from federation.messages import NodeStatus
 from federation.mqtt import BrokerAddress, MqttTransport
 from federation.process import SYSTEM_CLOCK, Process, set_up_logging
@@ -173,6 +174,7 @@ def describe_node(node: str, data: NodeData | None, problem: str) -> NodeStatus:
         num_examples=data.num_examples if data else 0,
         image_shape=list(data.training.image_shape) if data else [],
         num_classes=len(data.class_names) if data else 0,
+        class_names=list(named_classes(data.class_names)) if data else [],
         num_cores=available_cores(),
         memory_bytes=psutil.virtual_memory().total,
         software={"fedmq": version("fedmq"), "python": sys.version.split()[0], **{name: version(name).split("+")[0] for name in packages}},

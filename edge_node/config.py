@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from federation.environment import BrokerEnvironment
 from federation.errors import SettingsError
-from federation.settings import Name
+from federation.settings import ClassNames, Name
 
 
 class EdgeNodeConfig(BrokerEnvironment):
@@ -20,6 +20,8 @@ class EdgeNodeConfig(BrokerEnvironment):
     run: Name | None = None
     data: str | None = None
     data_size: Annotated[Literal[28, 64, 128, 224], BeforeValidator(lambda value: int(str(value)))] = 28
+    class_names: Annotated[ClassNames, BeforeValidator(lambda value: [name.strip() for name in str(value).split(",")])] = Field(default=[])
+    """Of this node's images, in the order of their labels; empty: what the data say."""
     data_dir: Path | None = None
     cache_dir: Path = Path("~/.cache/fedmq").expanduser()
     state_dir: Path

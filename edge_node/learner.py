@@ -45,7 +45,7 @@ def load_node_data(config: EdgeNodeConfig, *, progress: bool = False) -> NodeDat
         settings = load_run_file(config.run_file)
         dataset = load_dataset(settings.data, data_dir=config.data_dir, cache_dir=config.cache_dir, progress=progress)
         return partition_part(dataset, settings.partition, config.partition_index)
-    own = DataSettings(name=config.data or "", size=config.data_size)
+    own = DataSettings(name=config.data or "", size=config.data_size, class_names=config.class_names)
     dataset = load_dataset(own, data_dir=config.data_dir, cache_dir=config.cache_dir, progress=progress)
     return _hold_out(dataset, np.arange(len(dataset.train)), PartitionSettings())
 

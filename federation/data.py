@@ -15,12 +15,22 @@ from federation.download import fetch
 from federation.errors import DataError
 from federation.image_files import is_cifar_folder, is_idx_folder, read_cifar_folder, read_idx_folder, read_npz
 from federation.image_folder import SPLIT_SEED, TEST_SHARE, read_image_folder
-from federation.images import Dataset, Images, ImageSet, Indices, Labels, normalise
+from federation.images import Dataset, Images, ImageSet, Indices, Labels, normalise, numbered_names
 from federation.known_datasets import KNOWN_DATASETS, REFUSED_DATASETS, KnownDataset
 from federation.partition import hold_out
 from federation.settings import DataSettings
 
-__all__ = ["Dataset", "ImageSet", "Images", "Indices", "KnownDataset", "Labels", "list_datasets", "load_dataset", "normalise"]
+__all__ = [
+    "Dataset",
+    "ImageSet",
+    "Images",
+    "Indices",
+    "KnownDataset",
+    "Labels",
+    "list_datasets",
+    "load_dataset",
+    "normalise",
+]
 
 DEFAULT_SIZE = 28
 """Stands for a set's own size where it comes in one only."""
@@ -55,6 +65,8 @@ def load_dataset(
     local = _find_local(settings, data_dir)
     if local is not None:
         return _load_local(local, settings)
+    if settings.class_names:
+        raise DataError(f"data.class_names names the classes of a file or folder of your own; {settings.name} has its own: remove it")
     known = KNOWN_DATASETS.get(settings.name)
     if known is None:
         looked = f"{data_dir}" if data_dir else "FEDMQ_DATA_DIR (not set)"
@@ -90,7 +102,7 @@ def _load_local(path: Path, settings: DataSettings) -> Dataset:
     binaries = next((folder for folder in (path, path / "cifar-10-batches-bin") if is_cifar_folder(folder)), None)
     if binaries is not None:
         return _named("cifar10", read_cifar_folder(binaries), settings, place=str(path))
-    class_names, sets = read_image_folder(path, settings.size)
+    class_names, sets = read_image_folder(path, settings.size, tuple(settings.class_names))
     return _dataset(name, class_names, sets, licence="")
 
 
@@ -125,6 +137,10 @@ def _named(name: str, sets: dict[str, ImageSet], settings: DataSettings, *, plac
             f"{place}: holds images of {height}x{width}, data.size asks for {settings.size}: remove data.size or choose another file"
         )
     num_classes = 1 + max(int(images.labels.max()) for images in sets.values())
+    if settings.class_names:
+        if num_classes > len(settings.class_names):
+            raise DataError(f"{place}: labels run to {num_classes - 1}, data.class_names has {len(settings.class_names)} names, from 0")
+        return _dataset(name, tuple(settings.class_names), sets, licence="")
     whole = KNOWN_DATASETS.get(name)
     known = whole or KNOWN_DATASETS.get(name.split("_", maxsplit=1)[0])
     if whole is not None and num_classes > whole.num_classes:
@@ -133,7 +149,14 @@ def _named(name: str, sets: dict[str, ImageSet], settings: DataSettings, *, plac
         return _dataset(name, known.class_names, sets, licence=known.licence)
     if num_classes < 2:
         raise DataError(f"{place}: every label is 0; a classifier needs two classes or more")
-    return _dataset(name, tuple(f"class {label}" for label in range(num_classes)), sets, licence="")
+    # A stray label would make a class of every number below it.
+    absent = sorted(set(range(num_classes)) - {int(label) for images in sets.values() for label in np.unique(images.labels)})
+    if absent:
+        raise DataError(
+            f"{place}: labels run to {num_classes - 1}, and no image has label {absent[0]}: "
+            "number the classes from 0 without gaps, or name them all in data.class_names (FEDMQ_CLASS_NAMES on a node)"
+        )
+    return _dataset(name, numbered_names(num_classes), sets, licence="")
 
 
 def _dataset(name: str, class_names: tuple[str, ...], sets: dict[str, ImageSet], *, licence: str) -> Dataset:

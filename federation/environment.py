@@ -28,6 +28,7 @@ VARIABLES: Mapping[str, str] = {
     "FEDMQ_RUN": "the run a node joins; unset: whichever run is active on the broker",
     "FEDMQ_NODE": "the node's name: its MQTT user name and certificate CN",
     "FEDMQ_DATA": "a node's images: data set name, .npz file or folder of class sub-folders",
+    "FEDMQ_CLASS_NAMES": "names of the classes of a node's own images, with commas between, in the order of the labels",
     "FEDMQ_DATA_SIZE": "image height and width in pixels: 28, 64, 128 or 224",
     "FEDMQ_DATA_DIR": "folder in which data set names are looked up first",
     "FEDMQ_CACHE_DIR": "folder for downloaded data sets",

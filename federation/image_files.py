@@ -19,9 +19,7 @@ from numpy.typing import NDArray
 
 from federation.errors import DataError
 from federation.images import Images, ImageSet, Labels
-
-MAX_CLASSES = 1000
-"""Most classes of one data set: what an evaluation message holds."""
+from federation.settings import MAX_CLASSES
 
 MEDMNIST_KEYS = {
     "train": ("train_images", "train_labels"),

@@ -8,9 +8,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from federation.errors import DataError
-from federation.image_files import MAX_CLASSES
 from federation.images import ImageSet
 from federation.partition import hold_out
+from federation.settings import MAX_CLASSES
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"})
 
@@ -27,16 +27,17 @@ NUM_NAMED = 10
 """Unreadable images named in the error; the rest are counted."""
 
 
-def read_image_folder(folder: Path, size: int) -> tuple[tuple[str, ...], dict[str, ImageSet]]:
+def read_image_folder(folder: Path, size: int, class_names: tuple[str, ...] = ()) -> tuple[tuple[str, ...], dict[str, ImageSet]]:
     """Return class names and the image sets `train`, `test` and perhaps `validation` of a folder.
 
     Args:
         folder: holds one sub-folder of PNG, JPEG, TIFF or BMP images per class; or `train` and `test` (and
             perhaps `val`) folders that do. Without those, 20 % of each class become the test set, by a fixed seed.
         size: height and width in pixels every image is resized to (not keeping its aspect).
+        class_names: the classes, in the order of their labels; of some there may be no images here. By default the sub-folders.
 
     Returns:
-        Class names in alphabetical order; images of one channel where all are grey, of three otherwise.
+        Class names, by default in alphabetical order; images of one channel where all are grey, of three otherwise.
 
     Raises:
         DataError: no class folders, an empty one, or images that can't be read (the text lists them).
@@ -44,7 +45,11 @@ def read_image_folder(folder: Path, size: int) -> tuple[tuple[str, ...], dict[st
     roots = {part: folder / name for part, names in PART_FOLDERS.items() for name in names if (folder / name).is_dir()}
     if "train" not in roots or "test" not in roots:
         roots = {"all": folder}
-    names = sorted({path.name for root in roots.values() for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")})
+    found_names = {path.name for root in roots.values() for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    names = [*class_names] or sorted(found_names)
+    if unknown := sorted(found_names - {*names}):
+        allowed = ", ".join(names[:NUM_NAMED])
+        raise DataError(f"{folder}: {', '.join(unknown[:NUM_NAMED])} not among data.class_names ({allowed}): rename, or move away")
     if len(names) < 2:
         raise DataError(f"{folder}: expected one sub-folder of images per class, at least two; found {names or 'none'}")
     if len(names) > MAX_CLASSES:
@@ -54,8 +59,11 @@ def read_image_folder(folder: Path, size: int) -> tuple[tuple[str, ...], dict[st
         if not found:
             raise DataError(f"{roots[part]}: no {', '.join(sorted(SUFFIXES))} images in its class sub-folders")
     absent = [name for label, name in enumerate(names) if not any(label == other for found in files.values() for _, other in found)]
-    if absent:
-        raise DataError(f"{folder}: no images in {', '.join(absent[:NUM_NAMED])}: add some or remove the folder")
+    if absent and not class_names:
+        raise DataError(
+            f"{folder}: no images in {', '.join(absent[:NUM_NAMED])}: add some, remove the folder, "
+            "or name all classes in data.class_names (FEDMQ_CLASS_NAMES on a node) if this site has none of them"
+        )
     num_channels = _num_channels([path for found in files.values() for path, _ in found])
     sets = {part: _read(found, size, num_channels) for part, found in files.items()}
     if "all" in sets:

@@ -61,6 +61,16 @@ class Dataset:
         return self.train.image_shape
 
 
+def numbered_names(num_classes: int) -> tuple[str, ...]:
+    """Return names for classes that the data do not name."""
+    return tuple(f"class {label}" for label in range(num_classes))
+
+
+def named_classes(class_names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names, or none where they are only `numbered_names`: such ones say nothing of what the labels mean."""
+    return () if class_names == numbered_names(len(class_names)) else class_names
+
+
 def normalise(images: Images) -> NDArray[np.float32]:
     """Return network input, float32 N x C x H x W in [-1, 1], for engines other than torch: (x / 255 - 0.5) / 0.5."""
     return images.astype(np.float32) / np.float32(127.5) - np.float32(1.0)

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, TypeAlias, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from federation.errors import MessageError, RejectReason
-from federation.settings import ModelSettings, Name, RunSettings, StrategySettings, TrainingSettings
+from federation.settings import ClassNames, ModelSettings, Name, RunSettings, StrategySettings, TrainingSettings
 
 MAX_MESSAGE_BYTES = 2 << 20
 """Largest JSON payload read: a manifest of 16,384 chunks, or a result of a few thousand nodes."""
@@ -103,6 +103,8 @@ class NodeStatus(Message):
     image_shape: Annotated[list[Count], Field(max_length=3)] = []
     """Channels, height, width; empty while the node has no usable data."""
     num_classes: Count = 0
+    class_names: ClassNames = []
+    """In the order of the labels; empty where the data do not name them."""
     num_cores: Count = 0
     memory_bytes: Count = 0
     software: Annotated[dict[Tag, Tag], Field(max_length=20)] = {}

@@ -12,14 +12,29 @@ from math import ceil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from federation.errors import SettingsError
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 """A run's or node's name: fits one topic level, one certificate CN and one file name."""
 
+MAX_CLASSES = 1000
+"""Most classes of one data set: what an evaluation message holds."""
+
 SECONDS_PER_DAY = 86_400.0
+
+
+def _check_distinct(names: list[str]) -> list[str]:
+    if len(names) == 1 or len(set(names)) != len(names):
+        raise ValueError("give two or more names, no two the same, or none")
+    return names
+
+
+ClassNames = Annotated[
+    list[Annotated[str, StringConstraints(min_length=1, max_length=255)]], Field(max_length=MAX_CLASSES), AfterValidator(_check_distinct)
+]
+"""The classes of a data set, in the order of their labels."""
 
 
 class Settings(BaseModel):
@@ -34,6 +49,8 @@ class DataSettings(Settings):
     name: Annotated[str, StringConstraints(min_length=1, max_length=500)] = "bloodmnist"
     size: Literal[28, 64, 128, 224] = 28
     """Image height and width in pixels (MedMNIST+ comes in all four; a folder's images are resized to it)."""
+    class_names: ClassNames = []
+    """Of a file or folder of one's own, in the order of the labels; a site may lack images of some of them. Empty: what the data say."""
 
 
 class PartitionSettings(Settings):

@@ -20,6 +20,7 @@ from federation import topics
 from federation.clock import Clock
 from federation.data import Dataset, load_dataset
 from federation.errors import FedMQError
+from federation.images import named_classes
 from federation.memory_transport import InMemoryBroker, InMemoryTransport
 from federation.messages import NodeStatus
 from federation.process import Service
@@ -145,6 +146,7 @@ def _node(settings: RunSettings, dataset: Dataset, index: int, scratch: Path, br
         num_examples=data.num_examples,
         image_shape=list(data.training.image_shape),
         num_classes=len(data.class_names),
+        class_names=list(named_classes(data.class_names)),
     )
     member = _Member(NodeTimePassed())
     will = Will(topic=str(topics.StatusTopic(settings.run, name)), payload=will_payload(status))

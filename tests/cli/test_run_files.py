@@ -106,7 +106,13 @@ def test_a_value_out_of_range_is_named_with_what_is_allowed(path: tuple[str, ...
 
 def test_every_setting_but_a_truth_value_has_a_range() -> None:
     """A number without bounds lets a slip of the finger through."""
-    assert {path for path in LEAVES if path not in RANGED and LEAVES[path].annotation is not bool} == set()
+    assert {path for path in LEAVES if path not in RANGED and LEAVES[path].annotation is not bool} == {("data", "class_names")}
+
+
+def test_a_class_named_twice_is_named(tmp_path: Path) -> None:
+    outcome = simulate(tmp_path, {"data": {"class_names": ["benign", "benign"]}})
+    check_named(outcome, "data.class_names")
+    assert "no two the same" in outcome.stderr
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")], ids=str)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from federation.data import Dataset, list_datasets, load_dataset, normalise
 from federation.errors import DataError
@@ -126,6 +127,36 @@ def test_zero_examples_are_refused(tmp_path: Path) -> None:
 def test_one_class_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="every label is 0"):
         load(save(tmp_path / "one.npz", medmnist_arrays(num_classes=1)))
+
+
+def test_a_stray_label_is_refused(tmp_path: Path) -> None:
+    """It would make a class of every number below it."""
+    arrays = medmnist_arrays()
+    arrays["train_labels"].flat[0] = 255
+    path = save(tmp_path / "own.npz", arrays)
+    with pytest.raises(DataError, match="labels run to 255, and no image has label 3: number the classes from 0 without gaps"):
+        load(path)
+
+
+def test_named_classes_of_an_own_file(tmp_path: Path) -> None:
+    """A site may lack images of a class that others have, but have no class that they lack."""
+    path = save(tmp_path / "own.npz", medmnist_arrays())
+
+    def load_named(*names: str) -> Dataset:
+        settings = DataSettings.model_validate({"name": str(path), "class_names": list(names)})
+        return load_dataset(settings, data_dir=None, cache_dir=tmp_path, download=False)
+
+    assert load_named("a", "b", "c", "d").class_names == ("a", "b", "c", "d")
+    with pytest.raises(DataError, match=r"labels run to 2, data.class_names has 2 names, from 0"):
+        load_named("a", "b")
+    with pytest.raises(ValidationError, match="no two the same"):
+        load_named("a", "a", "b")
+
+
+def test_known_sets_have_their_own_classes(tmp_path: Path) -> None:
+    settings = DataSettings.model_validate({"name": "digits", "class_names": ["a", "b"]})
+    with pytest.raises(DataError, match="digits has its own: remove it"):
+        load_dataset(settings, data_dir=None, cache_dir=tmp_path, download=False)
 
 
 @pytest.mark.parametrize("fault", ["text", "empty", "cut", "flipped", "single array"])

@@ -13,8 +13,8 @@ from federation.errors import DataError
 from federation.settings import DataSettings
 
 
-def load(folder: Path, size: int = 28) -> Dataset:
-    settings = DataSettings.model_validate({"name": str(folder), "size": size})
+def load(folder: Path, size: int = 28, class_names: tuple[str, ...] = ()) -> Dataset:
+    settings = DataSettings.model_validate({"name": str(folder), "size": size, "class_names": list(class_names)})
     return load_dataset(settings, data_dir=None, cache_dir=folder / "no-cache", download=False)
 
 
@@ -40,6 +40,24 @@ def test_classes_are_the_sub_folders(tmp_path: Path) -> None:
     assert dataset.test.class_counts(2).tolist() == [2, 2]
     assert set(dataset.train.images[dataset.train.labels == 1, 0].ravel().tolist()) == {200}
     np.testing.assert_array_equal(load(tmp_path).test.images, dataset.test.images)
+
+
+def test_a_site_without_images_of_a_class(tmp_path: Path) -> None:
+    """With all classes named it has the labels that other sites have; without, an empty folder is taken for a mistake."""
+    draw_classes(tmp_path)
+    dataset = load(tmp_path, class_names=("normal", "benign", "malignant"))
+    assert dataset.class_names == ("normal", "benign", "malignant")
+    assert dataset.train.class_counts(3).tolist() == [0, 8, 8]
+    (tmp_path / "normal").mkdir()
+    assert load(tmp_path, class_names=("normal", "benign", "malignant")).class_names == dataset.class_names
+    with pytest.raises(DataError, match="no images in normal: add some, remove the folder, or name all classes"):
+        load(tmp_path)
+
+
+def test_a_folder_outside_the_named_classes_is_refused(tmp_path: Path) -> None:
+    draw_classes(tmp_path)
+    with pytest.raises(DataError, match=r"malignant not among data.class_names \(benign, malign\)"):
+        load(tmp_path, class_names=("benign", "malign"))
 
 
 def test_train_and_test_folders_are_kept_apart(tmp_path: Path) -> None:
@@ -128,7 +146,7 @@ def test_folders_that_hold_no_classes(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"at least two; found \['only'\]"):
         load(tmp_path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="no images in empty: add some or remove the folder"):
+    with pytest.raises(DataError, match="no images in empty: add some, remove the folder"):
         load(tmp_path)
     (tmp_path / "only" / "0.png").unlink()
     with pytest.raises(DataError, match=r"no \.bmp, .* images in its class sub-folders"):

@@ -10,6 +10,7 @@ from federation.settings import RunSettings, parse_settings
 
 GLOBAL = "a" * 64
 NEXT = "b" * 64
+CLASS_NAMES = tuple("abcdefghi")
 METRICS = LocalMetrics(loss=0.5, download_seconds=0.1, train_seconds=2.0, samples_per_second=100.0)
 
 
@@ -30,7 +31,7 @@ def coordinator(
 ) -> Coordinator:
     """Return a coordinator at the beginning, or at a position."""
     start = position or Position(epoch=1, round_number=1, cohort=(), global_digest=GLOBAL)
-    expectation = Expectation(image_shape=(3, 28, 28), num_classes=9, global_bytes=1000)
+    expectation = Expectation(image_shape=(3, 28, 28), num_classes=9, class_names=CLASS_NAMES, global_bytes=1000)
     return Coordinator(settings=run_settings, expectation=expectation, position=start, is_resumed=is_resumed, instance=instance)
 
 

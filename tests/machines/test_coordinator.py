@@ -41,7 +41,7 @@ from aggregator.events import (
 from aggregator.open_round import MAX_REQUESTS, SETTLE_SECONDS
 from federation.errors import RejectReason
 from federation.settings import RunSettings
-from tests.machines.builders import GLOBAL, NEXT, completed, coordinator, seen, settings, started, state, status, wish
+from tests.machines.builders import CLASS_NAMES, GLOBAL, NEXT, completed, coordinator, seen, settings, started, state, status, wish
 
 E = TypeVar("E", bound=Effect)
 
@@ -242,6 +242,7 @@ def test_outsiders_update_is_discarded() -> None:
         ({"num_examples": 0}, "no examples"),
         ({"image_shape": [1, 28, 28]}, "images"),
         ({"num_classes": 2}, "classes"),
+        ({"class_names": [*CLASS_NAMES[:8], "z"]}, "its class 8 is"),
         ({"online": False}, "offline"),
     ],
 )
@@ -253,6 +254,15 @@ def test_unfit_node_is_left_out_and_named(changes: dict[str, object], word: str)
     assert not of(PublishRound, effects)
     assert word in str(effects)
     assert machine.fit_nodes() == []
+
+
+@pytest.mark.parametrize("names", [[], list(CLASS_NAMES)])
+def test_a_node_whose_data_name_no_classes_or_the_same_is_fit(names: list[str]) -> None:
+    machine = coordinator(settings(min_nodes=1))
+    machine.handle(SessionOpened(session_present=False), 0.0)
+    machine.handle(TimePassed(), 1.0)
+    machine.handle(status("n0", class_names=names), 2.0)
+    assert machine.fit_nodes() == ["n0"]
 
 
 def test_late_joiner_takes_part_from_the_next_round() -> None:
