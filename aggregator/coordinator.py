@@ -262,10 +262,11 @@ class Coordinator:
         notes = self._roster.take(event, now, is_leaving=self.phase is Phase.LEAVING)
         if notes is None:
             return []
-        effects: list[Effect] = [*notes]
+        opening: list[Effect] = []
         if self.phase is Phase.WAITING:
-            effects += self._open_round_if_possible(now)
-        return [*effects, *self._leave_if_due(now)]
+            # Or say anew what the run waits for.
+            opening = self._open_round_if_possible(now) or ([] if self._state() in self._published[-1:] else self._say())
+        return [*notes, *opening, *self._leave_if_due(now)]
 
     def _on_update(self, event: UpdateEvent, now: float) -> list[Effect]:
         current = self._round
@@ -424,7 +425,8 @@ class Coordinator:
         if not reason and is_waiting and self._is_paused:
             reason = f"paused: {self._pause_reason}"
         elif not reason and is_waiting:
-            reason = f"waiting for nodes: {len(self._roster.fit())} of at least {self._settings.rounds.min_nodes} are fit"
+            counts = f"waiting for nodes: {len(self._roster.fit())} of at least {self._settings.rounds.min_nodes} are fit"
+            reason = "; ".join([counts, *self._roster.sitting_out()])
         is_training = self.phase in {Phase.COLLECTING, Phase.AGGREGATING, Phase.EVALUATING}
         phase = ended or ("training" if is_training else "paused" if self._is_paused else "waiting")
         return state_of(self._position, self._settings, phase=phase, instance=self._instance, reason=reason)

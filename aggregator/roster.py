@@ -27,6 +27,11 @@ class Roster:
         """Return the nodes that can take part now, in node-id order."""
         return sorted(node for node, status in self._nodes.items() if self._expectation.unfitness(status) is None)
 
+    def sitting_out(self) -> list[str]:
+        """Return why each node that is online can't take part, in node-id order."""
+        reasons = {node: self._expectation.unfitness(status) for node, status in sorted(self._nodes.items()) if status.online}
+        return [f"{node} {reason}" for node, reason in reasons.items() if reason]
+
     def take(self, event: NodeReported, now: float, *, is_leaving: bool) -> list[Note] | None:
         """Take in a node's status; return what to note, or None when the status is of no time but the past.
 

@@ -265,6 +265,18 @@ def test_a_node_whose_data_name_no_classes_or_the_same_is_fit(names: list[str]) 
     assert machine.fit_nodes() == ["n0"]
 
 
+def test_the_state_says_who_is_waited_for_and_why() -> None:
+    """`fedmq status` and `watch` show it: the aggregator's log is not where a clinic looks."""
+    machine = coordinator(settings(min_nodes=2))
+    machine.handle(SessionOpened(session_present=False), 0.0)
+    machine.handle(TimePassed(), 1.0)
+    (first,) = of(PublishState, machine.handle(status("n0"), 2.0))
+    assert first.state.reason == "waiting for nodes: 1 of at least 2 are fit"
+    (second,) = of(PublishState, machine.handle(status("n1", problem="disk full"), 2.0))
+    assert second.state.reason == "waiting for nodes: 1 of at least 2 are fit; n1 sits out: disk full"
+    assert not of(PublishState, machine.handle(status("n1", problem="disk full"), 2.0))
+
+
 def test_late_joiner_takes_part_from_the_next_round() -> None:
     machine, _ = started(settings())
     assert not of(PublishRound, machine.handle(status("n2"), 1.5))
