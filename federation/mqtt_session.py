@@ -68,7 +68,7 @@ class Session:
     def confirm_unsubscribe(self, packet_id: int, reasons: Sequence[ReasonCode]) -> bool:
         """Take an UNSUBACK; False when it shows that another client has begun this session anew."""
         if self._mark.confirm_check(packet_id):
-            return bool(reasons[0].value != NO_SUBSCRIPTION_EXISTED)
+            return any(reason.value != NO_SUBSCRIPTION_EXISTED for reason in reasons)
         self._subscriptions.confirm(packet_id)
         return True
 
@@ -79,12 +79,14 @@ class Session:
 
     def _greet(self) -> None:
         if self._is_present:
-            if self._mark.is_set:
-                self._mark.checking(unsubscribe(self._client, [self._mark.topic_filter]))
             # A broker that was killed comes back with its last snapshot: newer subscriptions are missing from it.
             if held := self._subscriptions.held():
                 self._subscriptions.sent(subscribe(self._client, held, retained_again=False), wanted=True, filters=held)
         else:
             self._subscriptions.forget_session()
+            self._mark.forget_session()
         if not self._outlives_process:  # such a session would gather the marks of every process
-            self._mark.setting(subscribe(self._client, [self._mark.topic_filter]))
+            mark, earlier = self._mark.renew()
+            packet_id = subscribe(self._client, [mark])
+            self._mark.setting(packet_id)
+            self._mark.checking(unsubscribe(self._client, earlier) if earlier and packet_id is not None else None)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import secrets
+from collections import deque
 from collections.abc import Sequence
 from itertools import groupby
 from threading import Lock
+
+NUM_REMEMBERED_MARKS = 32
+"""Connections back: a broker that was killed comes back with an older snapshot, and in it an older mark."""
 
 
 class Subscriptions:
@@ -72,10 +76,13 @@ class SessionMark:
     So a process marks its session with a subscription that nobody else knows and nobody publishes to. The
     other process's clean start removes it, and unsubscribing then answers "no subscription existed". A
     process starts clean until its mark is confirmed; so of two, one finds its mark gone, however they race.
+
+    Each connection sets a mark of its own before it looks for the earlier ones: wherever the link is cut, one is held.
     """
 
     def __init__(self, client_id: str) -> None:
-        self.topic_filter = f"fedmq-session/{client_id}/{secrets.token_hex(8)}"
+        self._prefix = f"fedmq-session/{client_id}/"
+        self._filters: deque[str] = deque(maxlen=NUM_REMEMBERED_MARKS)
         self._subscribe_id: int | None = None
         self._check_id: int | None = None
         self._is_set = False
@@ -91,12 +98,24 @@ class SessionMark:
         """True when the broker has answered, either way. Until then each connection must start clean."""
         return self._is_answered
 
+    def renew(self) -> tuple[str, list[str]]:
+        """Return the mark to set now, and then those of which one must be there; none before the session's first is confirmed."""
+        earlier = list(self._filters) if self._is_set else []
+        topic_filter = f"{self._prefix}{secrets.token_hex(8)}"
+        self._filters.append(topic_filter)
+        return topic_filter, earlier
+
+    def forget_session(self) -> None:
+        """Forget the marks of a session that is lost; the next one has none until it is confirmed."""
+        self._filters.clear()
+        self._is_set = self._is_answered = False
+
     def setting(self, packet_id: int | None) -> None:
         """Remember the SUBSCRIBE that sets the mark."""
         self._subscribe_id = packet_id
 
     def checking(self, packet_id: int | None) -> None:
-        """Remember the UNSUBSCRIBE that looks for the mark."""
+        """Remember the UNSUBSCRIBE that looks for the earlier marks."""
         self._check_id = packet_id
 
     def confirm_set(self, packet_id: int, *, is_failure: bool) -> bool:

@@ -100,7 +100,7 @@ def test_a_wish_that_could_not_be_sent_does_not_overrule_a_newer_one() -> None:
 
 def test_a_mark_counts_only_when_the_broker_took_it() -> None:
     refused, taken = SessionMark("node-0"), SessionMark("node-0")
-    assert refused.topic_filter != taken.topic_filter
+    assert refused.renew() != taken.renew()
     refused.setting(1)
     taken.setting(1)
     assert not taken.confirm_set(2, is_failure=False)
