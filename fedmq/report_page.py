@@ -16,10 +16,15 @@ figure { margin: .6rem 0; } figcaption { color: #57606a; font-size: .9rem; }
 svg { max-width: 100%; height: auto; } .wide { overflow-x: auto; }
 table { border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #e6eaef; white-space: nowrap; }
+td.long { white-space: normal; min-width: 12rem; }
 th { font-weight: 600; border-bottom: 2px solid #afb8c1; } th:first-child, td:first-child { text-align: left; }
 code { font-size: .9em; overflow-wrap: anywhere; }
 @media print { body { margin: 0; max-width: none; } h2 { break-after: avoid; } figure, table { break-inside: avoid; } }
 """
+
+
+LONG_CHARACTERS = 30
+"""A cell's text is broken into lines when it is longer: names of classes, never figures."""
 
 
 def page(title: str, sections: Sequence[str]) -> str:
@@ -53,6 +58,8 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, shades: S
         for column_index, cell in enumerate(row):
             shade = shades[row_index][column_index] if shades else None
             style = "" if shade is None else f' style="background: rgba(9, 105, 218, {0.75 * shade:.3f})"'
-            cells.append(f"<td{style}>{escape('-' if cell is None else str(cell))}</td>")
+            text = "-" if cell is None else str(cell)
+            kind = ' class="long"' if len(text) > LONG_CHARACTERS else ""
+            cells.append(f"<td{kind}{style}>{escape(text)}</td>")
         lines.append(f"<tr>{''.join(cells)}</tr>")
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
