@@ -111,7 +111,7 @@ class RecordChecker:
             RecordError: names what does not hold.
         """
         place = _Place(round_number)
-        result, result_digest = self._check_result(place, folder, previous)
+        result, result_digest = self.check_result(folder, round_number, previous)
         plan = self._check_plan(place, folder, result)
         if result.aggregated or "global" in folder.transfers():
             self._check_transfer(place, folder, "global", GlobalManifest, result.global_digest)
@@ -125,7 +125,13 @@ class RecordChecker:
         self._check_acks(place, folder, result)
         return RecordedRound(plan=plan, result=result, result_digest=result_digest, folder=folder, updates=updates)
 
-    def _check_result(self, place: _Place, folder: RoundFolder, previous: Link | None) -> tuple[RoundResult, str]:
+    def check_result(self, folder: RoundFolder, round_number: int, previous: Link | None) -> tuple[RoundResult, str]:
+        """Return a round's result and its digest, as far as it can be checked without the rest of the record.
+
+        Raises:
+            RecordError: names what does not hold.
+        """
+        place = _Place(round_number)
         result, payload = self._read(place, folder, "result.json", RoundResult)
         if self._trusted_keys is not None:
             try:

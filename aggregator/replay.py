@@ -167,10 +167,21 @@ class Replay:
             path = scratch / f"round-{number}"
             path.mkdir()
             follows = previous is not None and previous.result.round_number == number - 1
-            record = self._checker.check(self._source.extract(number, path), number, previous.link if previous and follows else None)
+            link = previous.link if previous and follows else None
+            record = self._checker.check(self._extract(number, path, link), number, link)
             yield record, follows
             previous = record
             shutil.rmtree(path)
+
+    def _extract(self, number: int, path: Path, link: Link | None) -> RoundFolder:
+        try:
+            return self._source.extract(number, path)
+        except RecordError:
+            folder = RoundFolder(path=path)
+            if folder.result_file.exists():
+                # Something may be missing only because a changed result names it.
+                self._checker.check_result(folder, number, link)
+            raise
 
     def _compute(self, record: RecordedRound, change: WhatIf, state: FileParams | None, scratch: Path) -> _Computed:
         """Aggregate a round's updates: as recorded, or changed, and then with `state` from the rounds before."""

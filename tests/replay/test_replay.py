@@ -98,12 +98,24 @@ def test_any_flipped_byte_on_the_broker_is_found_and_named(
     with pytest.raises(RecordError) as caught:
         verify(recorded, recorded.broker(**{topic: bytes(payload)}))
     assert caught.value.round_number == round_number
-    # A changed result may be noticed by what it stops vouching for, and a manifest by the chunk it lies about.
+    # A changed manifest may be noticed by the chunk it lies about.
     place = caught.value.place.removesuffix(".json")
     if name.endswith("manifest"):
         assert place.startswith(name.removesuffix("manifest"))
-    elif name != "result":
+    else:
         assert place == name
+
+
+@settings(max_examples=100, deadline=None)
+@given(round_number=st.sampled_from(ALL), where=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255))
+def test_flipped_byte_of_a_result_is_found_in_the_result(recorded: RecordedRun, round_number: int, where: float, flip: int) -> None:
+    """Not in what the changed result names, such as an update of a node that never was."""
+    topic = f"{ROUNDS}/{round_number}/result"
+    payload = bytearray(recorded.retained[topic])
+    payload[int(where * len(payload))] ^= flip
+    with pytest.raises(RecordError) as caught:
+        verify(recorded, recorded.broker(**{topic: bytes(payload)}))
+    assert (caught.value.round_number, caught.value.place) == (round_number, "result.json")
 
 
 @settings(max_examples=60, deadline=None)
