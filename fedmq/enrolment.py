@@ -19,6 +19,7 @@ from fedmq.certificates import Issued
 from fedmq.site import AGGREGATOR, DEMO_NODES, IMAGE_VERSION, RESERVED_NAMES, Site, make_folder, write_private
 
 PI_COMPOSE_NAME = "docker-compose.pi.yml"
+SERVE_COMPOSE_NAME = "docker-compose.serve.yml"
 RECORD_NAME = "enrolment.json"
 
 PI_USER = 1000
@@ -201,6 +202,7 @@ def _bundle(site: Site, name: str, issued: Issued, signing_key: bytes, *, now: d
         "trusted_keys/aggregator.pub": (site.folder / "trusted_keys" / f"{AGGREGATOR}.pub").read_bytes(),
         ".env": _env_text(site, name).encode(),
         PI_COMPOSE_NAME: compose_template(PI_COMPOSE_NAME).read_bytes(),
+        SERVE_COMPOSE_NAME: compose_template(SERVE_COMPOSE_NAME).read_bytes(),
         "README": _readme(name).encode(),
     }
     buffer = io.BytesIO()

@@ -6,17 +6,19 @@ import json
 import re
 import shutil
 import subprocess
+import urllib.request
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from fedmq.enrolment import add_node
 from tests.containers.conftest import SERVER_NAME, Server
-from tests.containers.stack import REPOSITORY, VERSION, Stack, docker
+from tests.containers.stack import REPOSITORY, VERSION, Stack, docker, free_port
 from tests.requirements import require
-from tests.security.mqtt_client import unpack
+from tests.security.mqtt_client import eventually, unpack
 
 pytestmark = [pytest.mark.docker, pytest.mark.data, pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -36,7 +38,6 @@ def test_three_rounds_over_tls_from_nothing(server: Server) -> None:
 
 
 def test_containers_are_confined(server: Server) -> None:
-    server.keep_running()
     for service, state in server.inspections().items():
         config, host = state["Config"], state["HostConfig"]
         assert not config["User"].startswith("0"), service
@@ -77,17 +78,19 @@ def test_pi_in_a_project_of_its_own_takes_part(server: Server, tmp_path: Path) -
     override.write_text(f'services: {{edge-node: {{extra_hosts: ["{SERVER_NAME}:host-gateway"]}}}}\n', encoding="utf-8")
     for path in (bundle, *bundle.rglob("*")):
         shutil.chown(path, 1000, 1000)
+    page = f"127.0.0.1:{free_port()}"
     pi = Stack(
         project=f"{server.stack.project}-pi",
-        files=[bundle / "docker-compose.pi.yml", override],
+        files=[bundle / "docker-compose.pi.yml", bundle / "docker-compose.serve.yml", override],
         env_file=bundle / ".env",
         folder=bundle,
-        variables={"IMAGES_DIR": str(images), "DATA": "images.npz"},
+        variables={"IMAGES_DIR": str(images), "DATA": "images.npz", "SERVE": page},
     )
     try:
         server.start_run("with-pi", num_rounds=2, min_nodes=4)
         pi.compose("up", "-d", "--wait", "--wait-timeout", "120")
         assert server.stack.wait_exited("aggregator", timeout_seconds=200) == 0
+        assert eventually(lambda: _get(f"http://{page}/model").get("run") == "with-pi"), pi.logs()
     finally:
         pi.down()
     summary = server.summary("with-pi")
@@ -96,7 +99,7 @@ def test_pi_in_a_project_of_its_own_takes_part(server: Server, tmp_path: Path) -
 
 
 def test_run_survives_the_kill_of_broker_aggregator_and_node(server: Server) -> None:
-    server.start_run("killed", num_rounds=3, local_epochs=2)
+    server.start_run("killed", num_rounds=3, local_epochs=10)
     server.stack.wait_for_log("aggregator", " round=1 ")
     for service in ("broker", "aggregator", "demo-0"):
         server.stack.compose("kill", "-s", "KILL", service)
@@ -130,10 +133,13 @@ _COMPLETE = {
 def test_both_files_are_valid(tmp_path: Path) -> None:
     empty = tmp_path / "empty.env"
     empty.write_text("", encoding="utf-8")
-    for name in ("docker-compose.yml", "docker-compose.pi.yml"):
-        Stack(project="fedmq-check", files=[REPOSITORY / name], env_file=empty, profiles=["demo"], variables=_COMPLETE).compose(
-            "config", "-q"
-        )
+    for names in (["docker-compose.yml"], ["docker-compose.pi.yml"], ["docker-compose.pi.yml", "docker-compose.serve.yml"]):
+        files = [REPOSITORY / name for name in names]
+        stack = Stack(project="fedmq-check", files=files, env_file=empty, profiles=["demo"], variables=_COMPLETE)
+        config = stack.compose("config", "--format", "json").stdout
+        is_published = "published" in config
+        assert is_published == (names != ["docker-compose.pi.yml"])
+        assert ("FEDMQ_SERVE" in config) == ("docker-compose.serve.yml" in names)
 
 
 @pytest.mark.usefixtures("engine")
@@ -177,6 +183,16 @@ def _run(image: str, *options: str, command: list[str] | None = None) -> subproc
     return subprocess.run(arguments, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False)
 
 
+def _get(url: str) -> dict[str, Any]:
+    """Return what the prediction endpoint says, or nothing where it does not serve (yet)."""
+    try:
+        with urllib.request.urlopen(url, timeout=10) as response:  # noqa: S310 - http, above
+            answer: dict[str, Any] = json.load(response)
+            return answer
+    except OSError:
+        return {}
+
+
 def _num_test_images() -> int:
     with np.load(require("data") / "bloodmnist_half.npz") as archive:
         return len(archive["test_labels"])
@@ -196,6 +212,7 @@ def test_a_site_is_made_without_python_on_the_host(tmp_path: Path) -> None:
     place = ("-u", "1000:1000", "-v", f"{tmp_path}:/work", "-w", "/work")
     made = _run(f"fedmq/aggregator:{VERSION}", *place, command=["fedmq", "init", SERVER_NAME])
     assert made.returncode == 0, made.stderr
+    assert (tmp_path / "data").is_dir()  # what .env names, or nothing would start
     added = _run(f"fedmq/aggregator:{VERSION}", *place, command=["fedmq", "node", "add", "pi-1", "--json"])
     assert added.returncode == 0, added.stderr
     bundle = unpack(tmp_path / json.loads(added.stdout)["bundle"], tmp_path)

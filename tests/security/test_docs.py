@@ -23,7 +23,7 @@ def test_every_variable_of_the_processes_is_in_the_table() -> None:
 
 def test_every_variable_of_compose_is_documented() -> None:
     text = _read("docs/deploy.md")
-    for name in ("docker-compose.yml", "docker-compose.pi.yml"):
+    for name in ("docker-compose.yml", "docker-compose.pi.yml", "docker-compose.serve.yml"):
         asked = set(COMPOSE_VARIABLE.findall(_read(name)))
         assert {variable for variable in asked if f"`{variable}`" not in text} == set()
 

@@ -76,6 +76,7 @@ def test_certificates_are_of_the_kind_promised(site: Site, tmp_path: Path) -> No
         "trusted_keys/aggregator.pub",
         ".env",
         "docker-compose.pi.yml",
+        "docker-compose.serve.yml",
         "README",
     }
     assert len((tmp_path / "pi-1/README").read_text(encoding="utf-8").splitlines()) == 3
