@@ -35,6 +35,10 @@ from fedmq.certificates import Issued
 
 AGGREGATOR = "aggregator"
 OBSERVER = "observer"
+
+DATA_FOLDER = "data"
+"""Beside `.env`: where Compose looks for data sets by name, unless `.env` says otherwise."""
+
 RESERVED_NAMES = frozenset({AGGREGATOR, OBSERVER})
 """Users of `broker/acl` that are no nodes: a node certificate with such a CN would have their rights."""
 
@@ -246,7 +250,7 @@ def _env_text(location: str, record: SiteRecord, owner: tuple[int, int]) -> str:
             "RUN_FILE=./experiments/compose_demo.toml",
             "# The name that the run file gives its run; its state and results get a folder of that name.",
             "RUN=demo",
-            "DATA_DIR=./data",
+            f"DATA_DIR=./{DATA_FOLDER}",
             "",
         ]
     )

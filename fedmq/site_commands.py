@@ -15,7 +15,7 @@ from fedmq.console import JsonOption, print_json, print_table, sentences
 from fedmq.enrolment import add_node, enrol_demo_nodes, mark_revoked, renew_node, unpack_for_demo
 from fedmq.fleet import enrolled_nodes, observe_nodes
 from fedmq.revocation import BrokerAddress, enforce
-from fedmq.site import DEMO_NODES, Site, create_site, open_site, renew_server
+from fedmq.site import DATA_FOLDER, DEMO_NODES, Site, create_site, open_site, renew_server
 
 EXPIRY_WARNING_DAYS = 14
 
@@ -54,8 +54,10 @@ def app_init(
         made = create_site(site, Path(".env"), name=name, hosts=hosts, port=port, now=now)
         if demo:
             enrol_demo_nodes(made, now=now)
+        # Compose refuses to mount a folder that is not there.
+        Path(DATA_FOLDER).mkdir(exist_ok=True)
     _say(
-        f"made {site}/ and .env: keep a copy of {site}/ca/ca.key away from this machine. "
+        f"made {site}/, {DATA_FOLDER}/ and .env: keep a copy of {site}/ca/ca.key away from this machine. "
         "Next: `docker compose up -d`, and `fedmq node add NAME` for each device",
         made,
         as_json=as_json,

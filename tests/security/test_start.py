@@ -35,6 +35,7 @@ def test_a_file_that_is_not_to_blame_stays(site: Site, tmp_path: Path) -> None:
     saved.write_bytes(b"what it holds is all there is")
     with running_broker(site, tmp_path) as broker:
         assert broker.process.wait(WAIT_SECONDS) != 0
+        assert "`fedmq init HOST --renew-server`" in broker.log
     assert saved.read_bytes() == b"what it holds is all there is"
 
 
