@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -12,16 +13,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fedmq.enrolment import enrol_demo_nodes
 from fedmq.revocation import BrokerAddress
 from fedmq.site import Site, create_site
-from tests.containers.stack import OVERRIDE, REPOSITORY, VERSION, Stack, docker, free_port, run_file_text
+from tests.containers.stack import FEW_IMAGES, OVERRIDE, REPOSITORY, VERSION, Stack, docker, free_port, run_file_text, written
 from tests.requirements import require
 
 SERVER_NAME = "server.test"
 BUILD_SECONDS = 900
+NUM_FEW_IMAGES = 1200
 
 
 @dataclass(slots=True, kw_only=True)
@@ -58,7 +61,7 @@ class Server:
 
     def assert_goes_on(self) -> None:
         """Check that two more rounds end."""
-        done = self.stack.logs("aggregator").count(" round=")
+        done = written(self.stack.container("aggregator")).count(" round=")
         self.stack.wait_for_log("aggregator", " round=", count=done + 2, timeout_seconds=150)
 
     def summary(self, run: str) -> dict[str, Any]:
@@ -69,9 +72,9 @@ class Server:
         return summary
 
     def inspections(self) -> dict[str, Any]:
-        """Return service -> what the engine knows of its container, for all that are running."""
+        """Return service -> what the engine knows of its container, running or ended; without `volumes`, which is root for a moment."""
         states = self.stack.states()
-        return {name: json.loads(docker("inspect", state["ID"]))[0] for name, state in states.items() if state["State"] == "running"}
+        return {name: json.loads(docker("inspect", state["ID"]))[0] for name, state in states.items() if name != "volumes"}
 
     def _choose(self, run: str, **settings: Any) -> None:
         path = self.folder / f"{run}.toml"
@@ -79,6 +82,15 @@ class Server:
         path.chmod(0o644)
         self.stack.variables |= {"RUN": run, "RUN_FILE": str(path)}
         self.run = run
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run these tests last, in their random order, and those on the running server last of all.
+
+    Its containers then load the machine beside no other test, and are taken down after the last test that uses them.
+    """
+    here = Path(__file__).parent
+    items.sort(key=lambda item: (here in item.path.parents, "server" in getattr(item, "fixturenames", ())))
 
 
 @pytest.fixture(scope="session")
@@ -96,8 +108,8 @@ def images(engine: Path) -> None:  # noqa: ARG001 - needed
 
 @pytest.fixture(scope="session")
 def server(images: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:  # noqa: ARG001 - built first
-    data = require("data")
     folder = tmp_path_factory.mktemp("server")
+    data = _data_folder(folder / "data")
     now = datetime.now(UTC)
     port, observer_port = free_port(), free_port()
     site = create_site(folder / "site", folder / ".env", name="hospital", hosts=[SERVER_NAME], port=port, now=now)
@@ -109,7 +121,7 @@ def server(images: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         files=[REPOSITORY / "docker-compose.yml", override],
         env_file=folder / ".env",
         profiles=["demo"],
-        variables={"SITE_DIR": str(site.folder), "DATA_DIR": str(data), "OBSERVER_PORT": str(observer_port)},
+        variables={"SITE_DIR": str(site.folder), "DATA_DIR": str(data), "OBSERVER_PORT": str(observer_port), "INFLUX_URL": ""},
     )
     server = Server(
         site=site,
@@ -119,7 +131,7 @@ def server(images: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         observers=BrokerAddress(host="localhost", port=observer_port),
         up_seconds=0.0,
     )
-    server._choose("first", num_rounds=3)
+    server._choose("first", num_rounds=3, data="bloodmnist_half")
     try:
         started = time.monotonic()
         # Long enough before the run ends to be seen healthy: the aggregator leaves when its three rounds are done.
@@ -130,3 +142,15 @@ def server(images: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     finally:
         stack.down()
     assert stack.leftovers() == []
+
+
+def _data_folder(folder: Path) -> Path:
+    """Write the folder that the server mounts: `bloodmnist_half`, and the first of its images as a set of their own."""
+    folder.mkdir(mode=0o755)
+    whole = require("data") / "bloodmnist_half.npz"
+    shutil.copy(whole, folder)
+    with np.load(whole) as archive:
+        np.savez(folder / f"{FEW_IMAGES}.npz", **{name: archive[name][:NUM_FEW_IMAGES] for name in archive.files})
+    for path in folder.iterdir():
+        path.chmod(0o644)
+    return folder
