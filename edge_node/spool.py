@@ -40,11 +40,17 @@ class Spool:
         self._folder = state_dir / run
 
     def enter(self, round_number: int) -> Path:
-        """Make a round's folder, forget all others, and return it."""
+        """Make a round's folder, forget all others but the update of the round before, and return it.
+
+        That round may still be open when this process is started again: its update is then offered as it was, and not trained
+        again with other measured times, which would contradict the round's result.
+        """
         folder = self._folder / str(round_number)
         folder.mkdir(parents=True, exist_ok=True)
         for other in self._folder.iterdir():
-            if other != folder:
+            if other.name == str(round_number - 1):
+                self.forget_global(round_number - 1)
+            elif other != folder:
                 shutil.rmtree(other, ignore_errors=True)
         return folder
 

@@ -167,6 +167,27 @@ def test_restarted_node_does_not_train_a_finished_update_again(tmp_path: Path) -
     assert pair.learners["n1"].num_trainings == 1
 
 
+def test_node_restarted_after_its_ack_offers_the_same_update_in_the_same_words(tmp_path: Path) -> None:
+    """The round is still open; what the broker retains of it must stay what the result vouches for."""
+    pair = FederationPair(tmp_path, num_rounds=2)
+    pair.start()
+    pair.run(until=lambda: "fedmq/v1/pair/rounds/1/plan" in pair.broker.retained)
+    pair.kill("n2")
+    pair.run(until=lambda: (tmp_path / "n1" / "pair" / "2").exists())
+    manifest = pair.broker.retained["fedmq/v1/pair/rounds/1/updates/n1/manifest"]
+    pair.kill("n1")
+    pair.now += 60.0
+    pair.start_node("n1")
+    for _ in range(100):
+        pair.step()
+        pair.now += 0.1
+    assert pair.broker.retained["fedmq/v1/pair/rounds/1/updates/n1/manifest"] == manifest
+    assert pair.learners["n1"].num_trainings == 1
+    pair.start_node("n2")
+    pair.run()
+    assert_whole(pair, num_rounds=2)
+
+
 def test_straggler_is_left_behind_and_told(tmp_path: Path) -> None:
     pair = FederationPair(tmp_path, num_rounds=2, min_nodes=2, quorum=0.6, grace_seconds=50.0)
     pair.start()
