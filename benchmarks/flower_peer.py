@@ -1,4 +1,4 @@
-"""One process of a Flower federation that trains nothing; run by `benchmarks/flower.py` with Flower's own Python.
+"""One process of a legacy Flower federation that trains nothing; run by `benchmarks/flower_legacy.py` with Flower's own Python.
 
     flower_peer.py server PORT NUM_NODES NUM_ROUNDS MODEL_BYTES OUTPUT_FILE
     flower_peer.py client PORT

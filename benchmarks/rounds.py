@@ -24,6 +24,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks.peak_memory import peak_bytes
 from benchmarks.round_process import MODELS
 from federation.broker_address import BrokerAddress
 from federation.mqtt import MqttTransport
@@ -72,10 +73,8 @@ def measure(model: str, *, num_rounds: int, num_nodes: int) -> dict[str, Any]:
         folder = Path(scratch)
         with PrivateBroker(folder / "broker", nodes=nodes) as broker:
             floor = measure_floor(broker, nodes, MODELS[model], num_rounds=num_rounds)
-            idle_bytes, peak_bytes = run_rounds(broker, nodes, model, folder, num_rounds=num_rounds + WARM_UP_ROUNDS)
-        lines = [json.loads(line) for line in (folder / "out" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    stamps = [line["time_ns"] for line in lines if line["measurement"] == "round"]
-    periods = [(later - earlier) / 1e6 for earlier, later in itertools.pairwise(stamps)][WARM_UP_ROUNDS - 1 :]
+            idle_bytes, peak = run_rounds(broker, nodes, model, folder, num_rounds=num_rounds + WARM_UP_ROUNDS)
+        periods = round_periods(folder)
     model_bytes = MODELS[model]
     return {
         "model": model,
@@ -88,8 +87,8 @@ def measure(model: str, *, num_rounds: int, num_nodes: int) -> dict[str, Any]:
         "floor_ms": statistics.median(floor) * 1e3,
         "ratio": statistics.median(periods) / (statistics.median(floor) * 1e3),
         "idle_megabytes": idle_bytes / 1e6,
-        "peak_megabytes": peak_bytes / 1e6,
-        "peak_above_idle_models": (peak_bytes - idle_bytes) / model_bytes,
+        "peak_megabytes": peak / 1e6,
+        "peak_above_idle_models": (peak - idle_bytes) / model_bytes,
     }
 
 
@@ -131,10 +130,10 @@ def run_rounds(
         _wait_for(lambda: (folder / "ready").exists(), processes)
         idle_bytes = aggregator.memory_info().rss
         processes += [start("node", node) for node in nodes]
-        peak_bytes = 0
+        peak = 0
         give_up_at = time.monotonic() + GIVE_UP_SECONDS
         while processes[0].poll() is None and time.monotonic() < give_up_at:
-            peak_bytes = max(peak_bytes, _peak_bytes(processes[0].pid))
+            peak = max(peak, peak_bytes(processes[0].pid))
             time.sleep(POLL_SECONDS)
         if processes[0].returncode != 0:
             raise RuntimeError(f"the aggregator ended with {processes[0].returncode}")
@@ -142,7 +141,14 @@ def run_rounds(
         for process in processes:
             process.terminate()
             process.wait()
-    return idle_bytes, peak_bytes
+    return idle_bytes, peak
+
+
+def round_periods(folder: Path) -> list[float]:
+    """Return the milliseconds between the rounds of the run in `folder`, without the warm-up."""
+    lines = [json.loads(line) for line in (folder / "out" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    stamps = [line["time_ns"] for line in lines if line["measurement"] == "round"]
+    return [(later - earlier) / 1e6 for earlier, later in itertools.pairwise(stamps)][WARM_UP_ROUNDS - 1 :]
 
 
 def measure_floor(broker: PrivateBroker, nodes: Sequence[str], num_bytes: int, *, num_rounds: int) -> list[float]:
@@ -204,12 +210,3 @@ def _wait_for(condition: Any, processes: Sequence[subprocess.Popen[bytes]]) -> N
         if time.monotonic() > give_up_at or any(process.poll() is not None for process in processes):
             raise RuntimeError("the benchmark's processes did not start")
         time.sleep(POLL_SECONDS)
-
-
-def _peak_bytes(process_id: int) -> int:
-    """Return VmHWM; 0 once the process is gone."""
-    try:
-        lines = Path(f"/proc/{process_id}/status").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return 0
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
