@@ -58,7 +58,7 @@ def app_init(
         Path(DATA_FOLDER).mkdir(exist_ok=True)
     _say(
         f"made {site}/, {DATA_FOLDER}/ and .env: keep a copy of {site}/ca/ca.key away from this machine. "
-        "Next: `docker compose up -d`, and `fedmq node add NAME` for each device",
+        f"Next: `docker compose {'--profile demo ' if demo else ''}up -d`, and `fedmq node add NAME` for each device",
         made,
         as_json=as_json,
     )

@@ -106,6 +106,8 @@ def test_run_survives_the_kill_of_broker_aggregator_and_node(server: Server) -> 
         assert server.stack.states()[service]["State"] == "exited"
         server.stack.compose("up", "-d", "--no-deps", service)
     assert server.stack.wait_exited("aggregator", timeout_seconds=280) == 0
+    # With the run, not over and over again.
+    assert [server.stack.wait_exited(f"demo-{index}", timeout_seconds=60) for index in range(3)] == [0, 0, 0]
     summary = server.summary("killed")
     assert [entry["round_number"] for entry in summary["rounds"]] == [1, 2, 3]
     assert [entry["accepted"] for entry in summary["rounds"]] == [3, 3, 3]
