@@ -79,10 +79,11 @@ def compare(model: str, folder: Path, options: argparse.Namespace) -> list[dict[
     measures = _measures(model, folder, options)
     runs: dict[str, list[RunFigures]] = {system: [] for system in measures}
     loads = []
-    for _ in range(options.repeats):
+    for repeat in range(options.repeats):
         for system, measure in measures.items():
             loads.append(os.getloadavg()[0])
             runs[system].append(measure())
+            print(f"{model}, run {repeat + 1} of {options.repeats}, {system}: {runs[system][-1].median_ms:.1f} ms a round", flush=True)
     print(
         f"{model} ({MODELS[model] / 1e6:.2f} MB), {options.nodes} nodes, median of {options.repeats} runs; "
         f"load of the machine {min(loads):.1f} to {max(loads):.1f} on {os.cpu_count()} cores:"
