@@ -138,6 +138,9 @@ def test_predict_takes_the_node_s_model_by_itself(digits_file: Path, tmp_path: P
     assert "no such model" in errors
 
 
+NUM_PREDICTED = 40
+
+
 @pytest.fixture
 def run_folder(tmp_path: Path) -> Path:
     """A finished run of the digits, as `fedmq simulate` leaves one."""
@@ -160,14 +163,19 @@ def test_export_writes_files_that_predict_can_use(run_folder: Path, tmp_path: Pa
     assert [Path(entry["file"]).name for entry in written] == ["model.onnx", "model-int8.onnx"]
     assert written[0]["max_abs_difference"] < 1e-3
     assert written[0]["bytes"] > 2 * written[1]["bytes"]
-    paths = write_digits(tmp_path, range(5))
+    paths = write_digits(tmp_path, range(NUM_PREDICTED))
     for entry in written:
         status, output, _ = invoke(predict, *paths, "--model", entry["file"], "--json")
         answer = json.loads(output)
         assert status == 0
         assert (answer["model"]["run"], answer["model"]["round_number"]) == ("finished", 7)
         assert answer["model"]["precision"] == entry["precision"]
-        assert [image["predictions"][0]["class"] for image in answer["images"]] == evaluated(range(5))
+        agreements = sum(
+            image["predictions"][0]["class"] == expected
+            for image, expected in zip(answer["images"], evaluated(range(NUM_PREDICTED)), strict=True)
+        )
+        # int8 rounds: an image that lies between two classes may fall to either, which one depends on the processor.
+        assert agreements >= (NUM_PREDICTED if entry["precision"] == "float32" else 0.9 * NUM_PREDICTED)
 
 
 @pytest.mark.parametrize("name", ["settings.json", "summary.json", "model.safetensors"])
