@@ -29,7 +29,7 @@ from fedmq.simulate import run_simulation
 from tests.learning.fedavg_oracle import fedavg_accuracies
 
 LIMIT_POINTS = 2.0
-"""Issue 2: within two points, mean of three seeds."""
+"""Within two points, mean of three seeds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,7 +29,7 @@ from fedmq.retained_reader import RetainedReader
 
 RUN = "bench"
 TARGET_MS = 10.0
-"""More a round, with everything on (issue 6)."""
+"""More a round, with everything on."""
 
 
 def main(arguments: Sequence[str]) -> int:
