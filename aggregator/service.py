@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -151,11 +152,15 @@ class AggregatorService:
             self._take(item)
         except FencedError as error:
             self._give_way(error)
-        except OSError:
-            # A successor on the same disk takes this one's files away.
-            if not self._is_superseded():
-                raise
-            self._give_way(FencedError(_SUPERSEDED))
+        except OSError as error:
+            if self._is_superseded():
+                # A successor on the same disk takes this one's files away.
+                self._give_way(FencedError(_SUPERSEDED))
+                return
+            is_full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+            logger.error("run=%s disk=failed reason=%r", self._run, str(error), exc_info=not is_full)
+            # What the broker holds stays as it is: whoever resumes the run goes on in this round.
+            self.stopped = Stop(reason=f"the disk failed ({error}): make room or mend it, then continue with --resume", failed=True)
 
     def _take(self, item: Item) -> None:
         match item:

@@ -120,8 +120,11 @@ def test_aggregator_whose_disk_is_full_ends_and_is_continued_to_the_same_digest(
     monkeypatch.setattr(Assembly, "_write", write_unless_full)
     pair = FederationPair(tmp_path)
     pair.start()
-    with pytest.raises(OSError, match="No space left"):
-        pair.run()
+    pair.run(until=lambda: pair.aggregator_service.stopped is not None)
+    stopped = pair.aggregator_service.stopped
+    assert stopped is not None
+    assert stopped.failed
+    assert "No space left on device): make room or mend it, then continue with --resume" in stopped.reason
     pair.kill("aggregator")
     is_full = False
     pair.start_aggregator(is_resuming=True)
