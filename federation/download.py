@@ -45,7 +45,7 @@ def fetch(file: RemoteFile, cache_dir: Path, *, progress: bool = False) -> Path:
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise DataError(
             f"{file.url} can't be fetched ({error}): try again, or put {Path(file.name).name} into the folder of FEDMQ_DATA_DIR "
-            "(MNIST's and CIFAR-10's original files into a sub-folder mnist or cifar10 of it)"
+            "(under Compose: DATA_DIR in .env; MNIST's and CIFAR-10's original files into a sub-folder mnist or cifar10 of it)"
         ) from None
     return Path(path)
 
