@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fedmq import private_broker
+from fedmq.broker_files import write_private_broker
 from fedmq.private_broker import PrivateBroker
 from tests.end_to_end.processes import Processes, digits_run, read_json, rounds_done, wait_until, write_run_file
 from tests.requirements import require
@@ -46,16 +46,15 @@ def access_of(nodes: tuple[str, ...]) -> str:
 def add_lines(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, Mapping[str, str]], None]:
     """Lines to add to the files of a private broker's folder whenever they are written."""
     added: dict[Path, Mapping[str, str]] = {}
-    write = private_broker.write_private_broker
 
     def write_more(folder: Path, *, port: int, passwords: Mapping[str, str]) -> Path:
-        configuration = write(folder, port=port, passwords=passwords)
+        configuration = write_private_broker(folder, port=port, passwords=passwords)
         for name, text in added.get(folder, {}).items():
             with (folder / name).open("a", encoding="utf-8") as file:
                 file.write(text)
         return configuration
 
-    monkeypatch.setattr(private_broker, "write_private_broker", write_more)
+    monkeypatch.setattr("fedmq.private_broker.write_private_broker", write_more)
     return added.__setitem__
 
 
