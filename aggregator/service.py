@@ -158,7 +158,7 @@ class AggregatorService:
                 self._give_way(FencedError(_SUPERSEDED))
                 return
             is_full = error.errno in {errno.ENOSPC, errno.EDQUOT}
-            logger.error("run=%s disk=failed reason=%r", self._run, str(error), exc_info=not is_full)
+            logger.log(logging.ERROR, "run=%s disk=failed reason=%r", self._run, str(error), exc_info=not is_full)
             # What the broker holds stays as it is: whoever resumes the run goes on in this round.
             self.stopped = Stop(reason=f"the disk failed ({error}): make room or mend it, then continue with --resume", failed=True)
 
