@@ -64,11 +64,13 @@ class UpdateProgressed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateOffered:
-    """A valid manifest arrived while chunks of it are still missing."""
+    """A valid manifest arrived while chunks of it are still missing, or when the node's outcome stood already."""
 
     round_number: int
     node: str
     sha256: str
+    is_reworded: bool = False
+    """It is not, byte for byte, the manifest of the update that was accepted, and has taken its place on the broker."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,6 +214,16 @@ class SendAck:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreUpdate:
+    """Publish a node's accepted update again, over what the node has put in its place."""
+
+    round_number: int
+    node: str
+    with_chunks: bool
+    """False where only the manifest's words differ."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RequestMissing:
     """Ask a node for the chunks that its offered update still lacks."""
 
@@ -297,6 +309,7 @@ Effect: TypeAlias = (
     | ClearControl
     | PublishFinal
     | SendAck
+    | RestoreUpdate
     | RequestMissing
     | Aggregate
     | Evaluate

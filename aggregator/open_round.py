@@ -9,6 +9,7 @@ from aggregator.events import (
     Effect,
     Note,
     RequestMissing,
+    RestoreUpdate,
     SendAck,
     UpdateCompleted,
     UpdateOffered,
@@ -26,6 +27,9 @@ messages arrive in no particular order, so a manifest may well overtake its chun
 MAX_REQUESTS = 10
 """An update is rejected as corrupt after its missing chunks were asked for so many times in vain."""
 
+MAX_RESTORED = 3
+"""How often an accepted update is published again in a round: a node must not make the aggregator send it for ever."""
+
 LATE = "late"
 DUPLICATE = "duplicate"
 
@@ -39,6 +43,7 @@ class Member:
     outcome: NodeOutcome | None = None
     ask_at: float | None = None
     num_requests: int = 0
+    num_restored: int = 0
     is_straggler: bool = False
 
 
@@ -184,10 +189,17 @@ class OpenRound:
         """Answer a node whose outcome stands: the same again, or `duplicate` for another update."""
         if isinstance(event, UpdateProgressed):
             return []
-        if event.sha256 != outcome.update_digest:
+        is_another = event.sha256 != outcome.update_digest
+        restoring: list[Effect] = []
+        member = self.members[event.node]
+        if isinstance(event, UpdateOffered) and event.is_reworded and member.num_restored < MAX_RESTORED:
+            # A twin, or a node that lost its disk and trained again: what the broker holds must stay what the result vouches for.
+            member.num_restored += 1
+            restoring.append(RestoreUpdate(round_number=self.number, node=event.node, with_chunks=is_another))
+        if is_another:
             self.num_duplicates += 1
-            return [ack_of(event, "discarded", DUPLICATE)]
-        return [ack_of(event, outcome.outcome, outcome.reason)]
+            return [*restoring, ack_of(event, "discarded", DUPLICATE)]
+        return [*restoring, ack_of(event, outcome.outcome, outcome.reason)]
 
 
 def ack_of(

@@ -10,13 +10,13 @@ from functools import partial
 from pathlib import Path
 
 from aggregator.checkpoint import CheckpointStore
-from aggregator.events import SendAck
+from aggregator.events import RestoreUpdate, SendAck
 from aggregator.retention import chunk_topic, manifest_topic
 from federation import topics
 from federation.chunk_format import chunk_bytes_for, preferred_chunk_bytes
 from federation.chunks import ChunkedFile
 from federation.errors import CheckpointError
-from federation.messages import Ack, GlobalManifest, RoundPlan, RoundResult, RunState
+from federation.messages import Ack, GlobalManifest, RoundPlan, RoundResult, RunState, UpdateManifest, parse
 from federation.transport import Transport
 
 logger = logging.getLogger("aggregator")
@@ -109,6 +109,16 @@ class Publisher:
         logger.info("round=%d node=%s update=incomplete missing=%d", round_number, node, len(missing))
         ack = Ack(run=self._run, round_number=round_number, epoch=epoch, node=node, outcome="incomplete", sha256=sha256, missing=missing)
         self._publish(topics.AckTopic(self._run, round_number, node), ack.to_payload(), retain=False)
+
+    def restore_update(self, effect: RestoreUpdate, manifest: bytes, path: Path) -> None:
+        """Publish an accepted update again as it came: its chunks where asked for, then its manifest, byte for byte."""
+        logger.warning("round=%d node=%s update=restored: the node had put another in its place", effect.round_number, effect.node)
+        transfer = f"updates/{effect.node}"
+        if effect.with_chunks:
+            source = ChunkedFile(path, parse(UpdateManifest, manifest).chunk_bytes)
+            for index in range(source.num_chunks):
+                self._publish(chunk_topic(self._run, effect.round_number, transfer, index), partial(source.payload, index))
+        self._publish(manifest_topic(self._run, effect.round_number, transfer), manifest)
 
     def result(self, result: RoundResult) -> None:
         """Publish what became of a round."""

@@ -29,6 +29,7 @@ from aggregator.events import (
     PublishRound,
     PublishState,
     RequestMissing,
+    RestoreUpdate,
     SaveCheckpoint,
     SendAck,
     SessionOpened,
@@ -265,6 +266,8 @@ class AggregatorService:
                 self._publisher.global_model(effect.round_number, effect.global_digest)
             case SendAck():
                 self._publisher.ack(effect, epoch=self._coordinator.position.epoch)
+            case RestoreUpdate():
+                self._publisher.restore_update(effect, *self._collector.record(effect.node))
             case RequestMissing():
                 sha256, missing = self._collector.missing(effect.node)
                 epoch = self._coordinator.position.epoch

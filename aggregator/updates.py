@@ -97,7 +97,9 @@ class UpdateCollector:
         manifest = parse(UpdateManifest, payload)
         if manifest.node != node or manifest.round_number != round_number:
             raise RemoteProtocolError("manifest of another node or round", reason=RejectReason.INVALID_MANIFEST)
-        return UpdateOffered(round_number=round_number, node=node, sha256=manifest.sha256)
+        accepted = self._uploads.get(node) if round_number == self._round_number else None
+        is_reworded = accepted is not None and accepted.path is not None and accepted.manifest_payload != payload
+        return UpdateOffered(round_number=round_number, node=node, sha256=manifest.sha256, is_reworded=is_reworded)
 
     def missing(self, node: str) -> tuple[str | None, list[int]]:
         """Return the digest of a node's offered update and the chunk indices it lacks."""

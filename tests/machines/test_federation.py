@@ -12,11 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from aggregator.open_round import MAX_RESTORED
 from federation import topics
 from federation.codec import digest, file_digest
 from federation.faults import seeded_faults
 from federation.memory_transport import InMemoryBroker
-from federation.messages import RoundResult, parse
+from federation.messages import RoundResult, UpdateManifest, parse
 from federation.transport import Delivered
 from tests.machines.federation_pair import FederationPair, initial_params
 
@@ -186,6 +187,38 @@ def test_node_restarted_after_its_ack_offers_the_same_update_in_the_same_words(t
     pair.start_node("n2")
     pair.run()
     assert_whole(pair, num_rounds=2)
+
+
+@pytest.mark.parametrize("is_another", [False, True])
+def test_what_the_broker_holds_of_an_accepted_update_stays(tmp_path: Path, *, is_another: bool) -> None:
+    """A twin, or a node that lost its disk, trains again in the open round and puts its own in place of what was accepted."""
+    pair = FederationPair(tmp_path)
+    pair.start()
+    pair.run(until=lambda: "fedmq/v1/pair/rounds/1/plan" in pair.broker.retained)
+    pair.kill("n2")
+    pair.run(until=lambda: (tmp_path / "n1" / "pair" / "2").exists())
+    own = topics.update_prefix("pair", 1, "n1")
+    accepted = {name: payload for name, payload in pair.broker.retained.items() if name.startswith(own)}
+    name = f"{own}manifest"
+    manifest = parse(UpdateManifest, accepted[name])
+    transport = pair.seats["n1"].transport
+    assert transport is not None
+    num_restored = 0
+    for _ in range(MAX_RESTORED + 2):
+        changes: dict[str, object] = {"metrics": manifest.metrics.model_copy(update={"train_seconds": 77.0})}
+        if is_another:
+            changes["sha256"] = "a" * 64
+            transport.publish(f"{own}chunks/0", b"another's", retain=True)
+        transport.publish(name, manifest.model_copy(update=changes).to_payload(), retain=True)
+        for _ in range(50):
+            pair.step()
+        num_restored += {other: payload for other, payload in pair.broker.retained.items() if other.startswith(own)} == accepted
+    # Not for ever: a node must not make the aggregator send without end.
+    assert num_restored == MAX_RESTORED
+    transport.publish(name, accepted[name], retain=True)
+    pair.start_node("n2")
+    pair.run()
+    assert [result.accepted for result in results(pair)] == [3, 3, 3]
 
 
 def test_straggler_is_left_behind_and_told(tmp_path: Path) -> None:
