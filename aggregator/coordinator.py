@@ -259,9 +259,8 @@ class Coordinator:
         return []
 
     def _on_node_reported(self, event: NodeReported, now: float) -> list[Effect]:
-        is_twin = self._roster.is_twin(event, now)
-        notes = self._roster.take(event, now, is_leaving=self.phase is Phase.LEAVING)
-        if notes is None:
+        report = self._roster.take(event, now, is_leaving=self.phase is Phase.LEAVING)
+        if report is None:
             return []
         opening: list[Effect] = []
         if self.phase is Phase.WAITING:
@@ -269,8 +268,8 @@ class Coordinator:
             opening = self._open_round_if_possible(now) or ([] if self._state() in self._published[-1:] else self._say())
         # One of two may have published its update of a round that the other has taken part in, or be about to.
         number = self._position.round_number
-        checking: list[Effect] = [CheckRounds(suspects=(number - 1, number))] if is_twin else []
-        return [*notes, *checking, *opening, *self._leave_if_due(now)]
+        checking: list[Effect] = [CheckRounds(suspects=(number - 1, number))] if report.is_twin else []
+        return [*report.notes, *checking, *opening, *self._leave_if_due(now)]
 
     def _on_update(self, event: UpdateEvent, now: float) -> list[Effect]:
         current = self._round

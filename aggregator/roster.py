@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from aggregator.cohort import Expectation
 from aggregator.events import NodeReported, Note
 from federation.messages import NodeStatus
 
 TWIN_SECONDS = 1.0
 """A node that comes back sooner under another instance was thrown out by a twin: no process starts that fast."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What a node's status shows."""
+
+    notes: list[Note]
+    is_twin: bool
+    """Two processes have one identity, or one was restarted at once."""
 
 
 class Roster:
@@ -32,14 +43,8 @@ class Roster:
         reasons = {node: self._expectation.unfitness(status) for node, status in sorted(self._nodes.items()) if status.online}
         return [f"{node} {reason}" for node, reason in reasons.items() if reason]
 
-    def is_twin(self, event: NodeReported, now: float) -> bool:
-        """Return whether a status shows that two processes have one identity, or that one was restarted at once."""
-        status, before = event.status, self._nodes.get(event.status.node)
-        is_new = before is not None and status.online and before.instance != status.instance
-        return is_new and now < self._seen_at[status.node] + TWIN_SECONDS
-
-    def take(self, event: NodeReported, now: float, *, is_leaving: bool) -> list[Note] | None:
-        """Take in a node's status; return what to note, or None when the status is of no time but the past.
+    def take(self, event: NodeReported, now: float, *, is_leaving: bool) -> Report | None:
+        """Take in a node's status; return what it shows, or None when the status is of no time but the past.
 
         Args:
             event: the status.
@@ -54,10 +59,11 @@ class Roster:
         if before and before.online and not status.online and before.instance != status.instance:
             # The will of a process that a newer one of the same node has replaced.
             return None
-        is_twin = self.is_twin(event, now)
         self._nodes[status.node] = status
         notes = []
-        if before and is_twin:
+        is_twin = False
+        if before and status.online and before.instance != status.instance and now < self._seen_at[status.node] + TWIN_SECONDS:
+            is_twin = True
             text = f"node={status.node} another process has this identity, or it was restarted at once"
             notes.append(Note(text=f"{text}: instance {status.instance} took over from {before.instance}", warning=True))
         # While it is online; from its last word on, that moment.
@@ -65,4 +71,4 @@ class Roster:
         if before != status:
             unfit = self._expectation.unfitness(status)
             notes.append(Note(text=f"node={status.node} {'fit' if unfit is None else unfit}", warning=unfit is not None))
-        return notes
+        return Report(notes=notes, is_twin=is_twin)

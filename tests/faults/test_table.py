@@ -97,9 +97,7 @@ def test_two_processes_with_one_identity_are_told(tmp_path: Path) -> None:
         federation.start_part(federation.parts["node-1"])
         second = federation.parts["node-1"].process
         assert second is not None
-        give_up_at = time.monotonic() + WAIT_SECONDS
-        while first.poll() is None and second.poll() is None and time.monotonic() < give_up_at:
-            time.sleep(0.05)
+        wait_until(lambda: {first.poll(), second.poll()} != {None}, timeout_seconds=WAIT_SECONDS, what="one of the two to end")
         # Which of the two finds its session gone depends on who comes back first.
         assert {first.poll(), second.poll()} == {1, None}
         federation.wait(WAIT_SECONDS)
