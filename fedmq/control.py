@@ -18,8 +18,8 @@ from federation.mqtt import MqttTransport
 from federation.transport import TransportEvent
 from fedmq import console
 from fedmq.console import JsonOption, print_json, sentences
-from fedmq.options import command_environment
-from fedmq.replay import HostOption, OutOption, PasswordOption, PortOption, RunArgument, UserOption
+from fedmq.options import HostOption, PasswordOption, PortOption, UserOption, command_environment
+from fedmq.replay import OutOption, RunArgument
 from fedmq.retained_reader import RetainedReader
 
 SEND_SECONDS = 15.0

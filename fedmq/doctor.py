@@ -24,7 +24,7 @@ from federation.settings import DataSettings
 from fedmq import console
 from fedmq.console import EXIT_FAILED, JsonOption, print_json, print_table
 from fedmq.observer import read_retained
-from fedmq.options import CommandEnvironment, command_environment
+from fedmq.options import CommandEnvironment, HostOption, PortOption, command_environment
 
 MIN_FREE_BYTES = 1 << 30
 """A Pi's system, its logs and one large model fit in this."""
@@ -48,8 +48,8 @@ class Finding:
 
 def doctor(
     *,
-    host: Annotated[str | None, typer.Option(help="Broker's host; default FEDMQ_BROKER_HOST or localhost.")] = None,
-    port: Annotated[int | None, typer.Option(help="Broker's port; default FEDMQ_BROKER_PORT, 8883 with TLS, else 1883.")] = None,
+    host: HostOption = None,
+    port: PortOption = None,
     data: Annotated[str | None, typer.Option(help="Images to look for; default FEDMQ_DATA.")] = None,
     no_broker: Annotated[bool, typer.Option("--no-broker", help="Leave the broker out.")] = False,
     as_json: JsonOption = False,

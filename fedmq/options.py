@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from federation.environment import BrokerEnvironment, read_environment
 from federation.errors import SettingsError
 from federation.settings import RunSettings, load_run_file, parse_settings
+
+HostOption = Annotated[str | None, typer.Option(help="Broker's host; default FEDMQ_BROKER_HOST or localhost.")]
+PortOption = Annotated[int | None, typer.Option(help="Broker's port; default FEDMQ_BROKER_PORT, 8883 with TLS, else 1883.")]
+UserOption = Annotated[str | None, typer.Option(help="MQTT user name; default FEDMQ_BROKER_USERNAME.")]
+PasswordOption = Annotated[Path | None, typer.Option(help="File of the MQTT password; default FEDMQ_BROKER_PASSWORD_FILE.")]
 
 DEFAULT_CACHE_DIR = Path("~/.cache/fedmq").expanduser()
 

@@ -12,7 +12,7 @@ import typer
 from federation.errors import ArchiveError, SettingsError
 from fedmq import console
 from fedmq.console import JsonOption, megabytes, print_json, print_table, sentences
-from fedmq.options import command_environment
+from fedmq.options import HostOption, PasswordOption, PortOption, UserOption, command_environment
 
 if TYPE_CHECKING:
     from aggregator.replay import Changed, WhatIf
@@ -23,10 +23,6 @@ if TYPE_CHECKING:
 
 RunArgument = Annotated[str, typer.Argument(help="The run's name; `fedmq status` lists those on a broker.")]
 RunOrFolderArgument = Annotated[str, typer.Argument(metavar="RUN", help="The run's name, or its folder, such as out/demo-1.")]
-HostOption = Annotated[str | None, typer.Option(help="Broker's host; default FEDMQ_BROKER_HOST or localhost.")]
-PortOption = Annotated[int | None, typer.Option(help="Broker's port; default FEDMQ_BROKER_PORT, 8883 with TLS, else 1883.")]
-UserOption = Annotated[str | None, typer.Option(help="MQTT user name; default FEDMQ_BROKER_USERNAME.")]
-PasswordOption = Annotated[Path | None, typer.Option(help="File of the MQTT password; default FEDMQ_BROKER_PASSWORD_FILE.")]
 OutOption = Annotated[Path | None, typer.Option(help="The run's folder, for its archive and settings; default out/RUN.")]
 FromOption = Annotated[str, typer.Option("--from", help="broker, archive, or auto: the broker, and the archive for what it has cleared.")]
 

@@ -14,7 +14,7 @@ import typer
 
 from fedmq import console
 from fedmq.console import EXIT_INTERRUPTED, JsonOption, print_json, sentences
-from fedmq.options import check_out_dir, command_environment, load_settings
+from fedmq.options import HostOption, PasswordOption, PortOption, UserOption, check_out_dir, command_environment, load_settings
 from fedmq.progress import RunProgress, read_summary
 
 POLL_SECONDS = 0.2
@@ -23,10 +23,10 @@ POLL_SECONDS = 0.2
 def run(
     run_file: Annotated[Path, typer.Argument(help="The TOML run file.")],
     *,
-    host: Annotated[str | None, typer.Option(help="Broker's host; default FEDMQ_BROKER_HOST or localhost.")] = None,
-    port: Annotated[int | None, typer.Option(help="Broker's port; default FEDMQ_BROKER_PORT, 8883 with TLS, else 1883.")] = None,
-    username: Annotated[str | None, typer.Option(help="MQTT user name; default FEDMQ_BROKER_USERNAME.")] = None,
-    password_file: Annotated[Path | None, typer.Option(help="File of the MQTT password; default FEDMQ_BROKER_PASSWORD_FILE.")] = None,
+    host: HostOption = None,
+    port: PortOption = None,
+    username: UserOption = None,
+    password_file: PasswordOption = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the results; default out/RUN.")] = None,
     state: Annotated[Path | None, typer.Option(help="Folder for checkpoints; default OUT/state.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run from its checkpoint.")] = False,

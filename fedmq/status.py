@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from federation import topics
 from federation.broker_address import BrokerAddress
@@ -13,15 +10,15 @@ from federation.errors import RemoteProtocolError
 from federation.messages import NodeStatus, RunState, parse
 from fedmq.console import JsonOption, print_json, print_table, sentences
 from fedmq.observer import read_retained
-from fedmq.options import command_environment
+from fedmq.options import HostOption, PasswordOption, PortOption, UserOption, command_environment
 
 
 def status(
     *,
-    host: Annotated[str | None, typer.Option(help="Broker's host; default FEDMQ_BROKER_HOST or localhost.")] = None,
-    port: Annotated[int | None, typer.Option(help="Broker's port; default FEDMQ_BROKER_PORT, 8883 with TLS, else 1883.")] = None,
-    username: Annotated[str | None, typer.Option(help="MQTT user name; default FEDMQ_BROKER_USERNAME.")] = None,
-    password_file: Annotated[Path | None, typer.Option(help="File of the MQTT password; default FEDMQ_BROKER_PASSWORD_FILE.")] = None,
+    host: HostOption = None,
+    port: PortOption = None,
+    username: UserOption = None,
+    password_file: PasswordOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show the runs on a broker and their nodes."""

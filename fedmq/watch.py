@@ -6,7 +6,6 @@ import queue
 import secrets
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -20,7 +19,7 @@ from federation.mqtt import MqttTransport
 from federation.transport import Connected, Delivered, Disconnected, Refused, TransportEvent
 from fedmq.console import JsonOption, out, print_json, sentences
 from fedmq.observer import read_retained
-from fedmq.options import command_environment
+from fedmq.options import HostOption, PasswordOption, PortOption, UserOption, command_environment
 from fedmq.watch_state import WatchState
 
 REFRESH_SECONDS = 0.5
@@ -30,10 +29,10 @@ CONNECT_SECONDS = 15.0
 def watch(
     run: Annotated[str | None, typer.Argument(help="The run; default the only one, or the one that is training.", metavar="RUN")] = None,
     *,
-    host: Annotated[str | None, typer.Option(help="Broker's host; default FEDMQ_BROKER_HOST or localhost.")] = None,
-    port: Annotated[int | None, typer.Option(help="Broker's port; default FEDMQ_BROKER_PORT, 8883 with TLS, else 1883.")] = None,
-    username: Annotated[str | None, typer.Option(help="MQTT user name; default FEDMQ_BROKER_USERNAME.")] = None,
-    password_file: Annotated[Path | None, typer.Option(help="File of the MQTT password; default FEDMQ_BROKER_PASSWORD_FILE.")] = None,
+    host: HostOption = None,
+    port: PortOption = None,
+    username: UserOption = None,
+    password_file: PasswordOption = None,
     seconds: Annotated[float | None, typer.Option(min=0, help="Leave after so long; default when the run ends, or Ctrl-C.")] = None,
     as_json: JsonOption = False,
 ) -> None:
