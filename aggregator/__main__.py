@@ -74,7 +74,9 @@ def main() -> int:
     process.drain()
     transport.stop(STOP_SECONDS)
     stopped = service.stopped
-    telemetry.stop(STOP_SECONDS if stopped else INTERRUPTED_SECONDS, has_ended=stopped is not None)
+    # Where it could not go on, nobody was asked to leave, and whoever resumes the run takes the session up.
+    has_ended = stopped is not None and not stopped.failed
+    telemetry.stop(STOP_SECONDS if has_ended else INTERRUPTED_SECONDS, has_ended=has_ended)
     if stopped is None:
         logger.warning("run=%s interrupted signal=%s; continue it with FEDMQ_RESUME=1", settings.run, process.signal_name)
         return 3

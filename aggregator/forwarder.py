@@ -12,6 +12,7 @@ from random import SystemRandom
 from aggregator.checkpoint import write_atomically
 from aggregator.database import Database, DatabaseUnavailableError
 from aggregator.journal import Journal
+from federation.metrics import Point
 
 logger = logging.getLogger("aggregator")
 
@@ -71,12 +72,12 @@ class Forwarder:
         num_failures = 0
         while True:
             self._journal.arrived.clear()
-            points, offset = self._journal.read(self._cursor.offset, BATCH_BYTES)
+            points, offset = self._read()
             is_stopping = self._stopping.is_set()
             if offset == self._cursor.offset:
                 if is_stopping:
                     break
-                if self._journal.set_aside(offset):
+                if self._set_aside(offset):
                     self._cursor.move(0)
                 self._journal.arrived.wait(IDLE_SECONDS)
                 self._stopping.wait(GATHER_SECONDS)
@@ -102,6 +103,21 @@ class Forwarder:
             self._cursor.move(offset)
         self._database.close()
 
+    def _read(self) -> tuple[list[Point], int]:
+        """Return the next points and the place after them; a disk that fails has none for now."""
+        try:
+            return self._journal.read(self._cursor.offset, BATCH_BYTES)
+        except OSError as error:
+            logger.error("journal=unreadable reason=%r; points wait in it", str(error))  # noqa: TRY400 - expected, no trace
+            return [], self._cursor.offset
+
+    def _set_aside(self, offset: int) -> bool:
+        try:
+            return self._journal.set_aside(offset)
+        except OSError as error:
+            logger.error("journal=unwritable reason=%r; it goes on growing", str(error))  # noqa: TRY400 - expected, no trace
+            return False
+
     def _complain(self, problem: str) -> None:
         if not self.problem:
             logger.warning("database=down reason=%r; points wait in %s", problem, self._journal.path.name)
@@ -113,6 +129,7 @@ class Cursor:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._is_unstored = False
         self.offset = 0
 
     def load(self, journal_bytes: int) -> None:
@@ -124,6 +141,13 @@ class Cursor:
         self.offset = stored if type(stored) is int and 0 <= stored <= journal_bytes else 0
 
     def move(self, offset: int) -> None:
-        """Store a new place."""
+        """Store a new place; one that a full disk does not take is stored with the next: a crash before writes a little over itself."""
         self.offset = offset
-        write_atomically(self._path, json.dumps({"offset": offset}).encode())
+        try:
+            write_atomically(self._path, json.dumps({"offset": offset}).encode())
+        except OSError as error:
+            if not self._is_unstored:
+                logger.error("cursor=unwritable reason=%r; free some disk space", str(error))  # noqa: TRY400 - expected, no trace
+            self._is_unstored = True
+        else:
+            self._is_unstored = False

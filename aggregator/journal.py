@@ -12,6 +12,8 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 
 from federation.errors import MessageError
@@ -25,6 +27,9 @@ MAX_JOURNAL_BYTES = 1 << 30
 
 NUM_IDENTITIES = 65_536
 """A restarted aggregator is sent again what it had not acknowledged: 64 reports in flight of 1,000 points each."""
+
+SCAN_BYTES = 1 << 20
+"""Read at a time in search of the last whole line."""
 
 TAIL_BYTES = 16 << 20
 """Where those points stand at the latest: 256 bytes each."""
@@ -49,6 +54,8 @@ class Journal:
         self._lock = threading.Lock()
         self._identities: OrderedDict[int, None] = OrderedDict()
         self._size = 0
+        self._torn_at: int | None = None
+        """Where what a failing disk took of refused points begins."""
         self._generation = 0
         self.arrived = threading.Event()
         """Set by each append."""
@@ -102,8 +109,10 @@ class Journal:
 
     def read(self, offset: int, max_bytes: int) -> tuple[list[Point], int]:
         """Return the points of whole lines from `offset`, and the offset after them."""
-        # Without the lock, so that no round waits for it: the file only grows, and only the reader sets it aside.
-        with self.path.open("rb") as file:
+        # With the lock: what a write that fails leaves for a moment is no point. It is a page cache's read of a megabyte.
+        with self._lock, self.path.open("rb") as file:
+            if self._torn_at is not None:
+                max_bytes = max(0, min(max_bytes, self._torn_at - offset))
             file.seek(offset)
             data = file.read(max_bytes)
         end = data.rfind(b"\n") + 1
@@ -120,9 +129,13 @@ class Journal:
         with self._lock:
             if offset != self._size or self._size <= self._max_bytes // 2:
                 return False
+            # First, and without needing room: a crash in between writes the old file over itself, where a place kept for the
+            # old one would skip what is new.
+            self.cursor_path.unlink(missing_ok=True)
             self.path.replace(self.previous_path)
-            self.path.touch()
             self._size = 0
+            with suppress(OSError):  # a disk without room for a name: the next append makes it
+                self.path.touch()
             self._generation += 1
             return True
 
@@ -136,23 +149,38 @@ class Journal:
         return False
 
     def _write(self, data: bytes) -> None:
-        with self.path.open("ab") as file:
+        # Unbuffered: a buffer that a full disk has refused is written once more as its file is closed.
+        with self.path.open("ab", buffering=0) as file:
+            self._cut_refused(file)
+            # Its end, not `_size`: a zombie on the same disk may append, too.
+            self._torn_at = file.seek(0, os.SEEK_END)
             try:
-                file.write(data)
-                file.flush()
+                rest = memoryview(data)
+                while rest:
+                    rest = rest[file.write(rest) :]
             except OSError:
-                os.truncate(self.path, self._size)
+                # A disk that fails here, too, keeps half a line: it is cut off before the next one, and not read.
+                with suppress(OSError):
+                    self._cut_refused(file)
                 raise
+        self._torn_at = None
         self._size += len(data)
 
+    def _cut_refused(self, file: FileIO) -> None:
+        if self._torn_at is not None:
+            file.truncate(self._torn_at)
+            self._torn_at = None
+
     def _cut_torn_line(self) -> int:
-        """Drop what a crash left after the last newline; return the size."""
+        """Drop what a crash left after the last newline, a power cut's zeros too; return the size."""
         size = self.path.stat().st_size
+        start, whole = size, 0
         with self.path.open("rb") as file:
-            start = max(0, size - (1 << 20))
-            file.seek(start)
-            tail = file.read()
-        whole = start + tail.rfind(b"\n") + 1
+            while start and not whole:
+                end, start = start, max(0, start - SCAN_BYTES)
+                file.seek(start)
+                newline = file.read(end - start).rfind(b"\n")
+                whole = start + newline + 1 if newline >= 0 else 0
         if whole != size:
             os.truncate(self.path, whole)
         return whole

@@ -44,9 +44,9 @@ class Monitor:
         self._reporting: set[str] = set()
         self._broker = BrokerFigures()
         self._state: RunState | None = None
-        self._round_since_ns = 0
-        self._next_sample_ns = 0
-        self._next_broker_ns = 0
+        self._round_since: float | None = None
+        self._next_sample = 0.0
+        self._next_broker = 0.0
 
     @property
     def has_ended(self) -> bool:
@@ -58,8 +58,13 @@ class Monitor:
         """How many nodes are connected."""
         return sum(status.online for status in self._statuses.values())
 
-    def take(self, message: Delivered, now_ns: int) -> list[Point]:
+    def take(self, message: Delivered, now: float, now_ns: int) -> list[Point]:
         """Take in one message; return its points.
+
+        Args:
+            message: as delivered.
+            now: seconds of the monotonic clock, which intervals are measured with: the other one may be set.
+            now_ns: nanoseconds since 1970, which points are stamped with.
 
         Raises:
             RemoteProtocolError: it is not what the topic promises.
@@ -85,26 +90,27 @@ class Monitor:
                 self._admit(parsed.node)
                 return self._on_status(status, now_ns, is_old=message.retained)
             case topics.StateTopic():
-                return self._on_state(parse(RunState, payload), now_ns, is_old=message.retained)
+                return self._on_state(parse(RunState, payload), now, now_ns, is_old=message.retained)
         raise RemoteProtocolError(f"nobody asked for {topic!r}", reason=RejectReason.UNKNOWN_TOPIC)
 
-    def tick(self, now_ns: int, figures: Callable[[], Mapping[str, Any]]) -> list[Point]:
+    def tick(self, now: float, now_ns: int, figures: Callable[[], Mapping[str, Any]]) -> list[Point]:
         """Return the samples that are due.
 
         Args:
-            now_ns: the clock.
+            now: as for `take`.
+            now_ns: likewise.
             figures: returns `run` and `telemetry` fields that only the process knows, by measurement.
         """
         points: list[Point] = []
-        if now_ns >= self._next_broker_ns:
-            self._next_broker_ns = now_ns + int(BROKER_SECONDS * 1e9)
+        if now >= self._next_broker:
+            self._next_broker = now + BROKER_SECONDS
             points += self._broker_points(now_ns)
-        if now_ns >= self._next_sample_ns:
-            self._next_sample_ns = now_ns + int(SAMPLE_SECONDS * 1e9)
-            points += self.samples(now_ns, figures)
+        if now >= self._next_sample:
+            self._next_sample = now + SAMPLE_SECONDS
+            points += self.samples(now, now_ns, figures)
         return points
 
-    def samples(self, now_ns: int, figures: Callable[[], Mapping[str, Any]]) -> list[Point]:
+    def samples(self, now: float, now_ns: int, figures: Callable[[], Mapping[str, Any]]) -> list[Point]:
         """Return what is said of nodes, run and telemetry every so often; arguments as for `tick`."""
         known = figures()
         points = self._broker_points(now_ns) + [
@@ -112,12 +118,12 @@ class Monitor:
         ]
         points.append(self._point("telemetry", {}, known["telemetry"], now_ns))
         if not self.has_ended:
-            points.append(self._point("run", {}, {**self._run_fields(now_ns), **known["run"]}, now_ns))
+            points.append(self._point("run", {}, {**self._run_fields(now), **known["run"]}, now_ns))
         return points
 
-    def started(self, now_ns: int) -> list[Point]:
+    def started(self, now: float, now_ns: int) -> list[Point]:
         """Return the event that this aggregator has started; from now on samples are taken."""
-        self._next_broker_ns = now_ns + int(SETTLE_SECONDS * 1e9)
+        self._next_broker = now + SETTLE_SECONDS
         return [self._event("aggregator_started", "aggregator", "the aggregator started", now_ns)]
 
     def _broker_points(self, now_ns: int) -> list[Point]:
@@ -137,23 +143,23 @@ class Monitor:
             points.append(self._event("node_lost", status.node, f"{status.node} is gone", now_ns))
         return points
 
-    def _on_state(self, state: RunState, now_ns: int, *, is_old: bool) -> list[Point]:
+    def _on_state(self, state: RunState, now: float, now_ns: int, *, is_old: bool) -> list[Point]:
         before, self._state = self._state, state
         is_new_round = state.phase == "training" and (
             before is None or before.phase != "training" or before.round_number != state.round_number
         )
         if before is None or is_new_round:
-            self._round_since_ns = now_ns
+            self._round_since = now
         if is_new_round and not is_old:
             opened = self._event("round_opened", "aggregator", f"round {state.round_number} of {state.num_rounds} opened", now_ns)
-            return [opened, self._point("run", {}, self._run_fields(now_ns), now_ns)]
+            return [opened, self._point("run", {}, self._run_fields(now), now_ns)]
         if self.has_ended and not is_old and (before is None or before.phase != state.phase):
             text = f"run {state.phase}" + (f": {state.reason}" if state.reason else "")
             return [self._event("run_ended", "aggregator", text, now_ns)]
         return []
 
-    def _run_fields(self, now_ns: int) -> dict[str, Any]:
-        seconds = (now_ns - self._round_since_ns) / 1e9 if self._round_since_ns else None
+    def _run_fields(self, now: float) -> dict[str, Any]:
+        seconds = None if self._round_since is None else now - self._round_since
         deadline_seconds = self._record.settings.rounds.deadline_seconds
         return {
             "round_number": self._state.round_number if self._state else 0,

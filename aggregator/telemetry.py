@@ -80,7 +80,7 @@ class Telemetry:
 
     def start(self) -> None:
         """Begin to follow the run."""
-        self._append(self._monitor.started(self._clock.time_ns()))
+        self._append(self._monitor.started(*self._now()))
         if self._forwarder is not None:
             self._forwarder.start()
         self._thread.start()
@@ -98,7 +98,7 @@ class Telemetry:
             self._transport.forget_session()
         self._stopping.set()
         self._thread.join(timeout_seconds)
-        self._append(self._monitor.samples(self._clock.time_ns(), self._figures))
+        self._append(self._monitor.samples(*self._now(), self._figures))
         self._transport.stop(timeout_seconds)
         if self._forwarder is not None:
             self._forwarder.stop(timeout_seconds)
@@ -126,7 +126,7 @@ class Telemetry:
                 pass
             else:
                 self._take(event)
-            self._append(self._monitor.tick(self._clock.time_ns(), self._figures))
+            self._append(self._monitor.tick(*self._now(), self._figures))
 
     def _take(self, event: TransportEvent) -> None:
         match event:
@@ -142,7 +142,7 @@ class Telemetry:
 
     def _on_delivered(self, message: Delivered) -> None:
         try:
-            points = self._monitor.take(message, self._clock.time_ns())
+            points = self._monitor.take(message, *self._now())
         except RemoteProtocolError as error:
             self._record.count_rejected(error.reason)
             logger.warning("telemetry=dropped topic=%r reason=%s detail=%r", message.topic[:120], error.reason, str(error)[:200])
@@ -161,6 +161,10 @@ class Telemetry:
                     return
             else:
                 return
+
+    def _now(self) -> tuple[float, int]:
+        """Return the moment by both clocks."""
+        return self._clock.monotonic(), self._clock.time_ns()
 
     def _filters(self) -> list[str]:
         run = self._record.settings.run

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import signal
-import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +12,7 @@ import pytest
 from tests.faults.federation import AGGREGATOR, NODES, RUN, Federation
 from tests.faults.proxy import wait_until
 from tests.requirements import require
+from tests.small_disk import remount, small_disk
 
 pytestmark = [pytest.mark.mosquitto, pytest.mark.slow]
 
@@ -47,22 +44,6 @@ def wait_for_round(federation: Federation, round_number: int) -> None:
 
 def wait_for_line(federation: Federation, name: str, text: str, count: int) -> None:
     wait_until(lambda: federation.log(name).count(text) >= count, timeout_seconds=WAIT_SECONDS, what=f"{text!r} in {name}'s log")
-
-
-@contextmanager
-def small_disk(folder: Path, size: str) -> Iterator[None]:
-    """Mount a file system of a few bytes."""
-    folder.mkdir(parents=True)
-    mount = shutil.which("mount")
-    mounted = (
-        mount is not None and subprocess.run([mount, "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=False).returncode == 0
-    )
-    if not mounted:
-        pytest.skip("needs the right to mount a tmpfs: run as root")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", folder], check=True)
 
 
 def test_late_node_takes_part_from_the_next_round(tmp_path: Path) -> None:
@@ -137,7 +118,7 @@ def test_node_whose_disk_can_not_take_the_model_says_so_and_takes_part_once_ther
     with small_disk(small, "512k"), Federation(tmp_path, num_rounds=12, train_seconds=0.5, rounds=TWO_OF_THREE) as federation:
         federation.start()
         wait_for_line(federation, AGGREGATOR, "the global model can't be stored: [Errno 28]", 1)
-        subprocess.run(["mount", "-o", "remount,size=128m", small], check=True)
+        remount(small, "size=128m")
         federation.wait(WAIT_SECONDS)
         assert federation.parts["node-2"].num_starts == 1
         results = federation.replay("broker")

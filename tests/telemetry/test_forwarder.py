@@ -12,6 +12,7 @@ from aggregator.database_address import DatabaseAddress
 from aggregator.forwarder import Forwarder
 from aggregator.journal import Journal
 from federation.metrics import Point, make_point
+from tests.small_disk import fill, make_room, remount, small_disk
 from tests.telemetry.influx import InfluxServer
 
 START = 1_700_000_000 * 10**9
@@ -100,6 +101,40 @@ def test_points_wait_while_the_database_is_down(own_influx: InfluxServer, tmp_pa
     wait_until_written(forwarder)
     assert forwarder.stop(WAIT_SECONDS)
     assert own_influx.count("round", "b") == 500
+
+
+def test_full_disk_stops_no_points_that_are_recorded(influx: InfluxServer, bucket: str, tmp_path: Path) -> None:
+    """The place reached can't be stored; it is once there is room, and nothing is written twice after a restart."""
+    disk = tmp_path / "disk"
+    with small_disk(disk, "256k"):
+        journal = journal_with(disk, [point(1)])
+        fill(disk)
+        forwarder = Forwarder(journal, Database(address(influx, bucket)))
+        forwarder.start()
+        wait_until_written(forwarder)
+        assert influx.count("round", bucket) == 1
+        make_room(disk)
+        journal.append([point(2)])
+        assert forwarder.stop(WAIT_SECONDS)
+        again = Forwarder(journal, Database(address(influx, bucket)))
+        again.start()
+        assert again.stop(WAIT_SECONDS)
+        assert (forwarder.num_written, again.num_written) == (2, 0)
+        assert influx.count("round", bucket) == 2
+
+
+def test_disk_that_turns_read_only_stops_no_points_that_are_recorded(influx: InfluxServer, bucket: str, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    with small_disk(disk, "256k"):
+        journal = journal_with(disk, [point(1)])
+        remount(disk, "ro")
+        forwarder = Forwarder(journal, Database(address(influx, bucket)))
+        forwarder.start()
+        wait_until_written(forwarder)
+        remount(disk, "rw")
+        journal.append([point(2)])
+        assert forwarder.stop(WAIT_SECONDS)
+        assert influx.count("round", bucket) == 2
 
 
 def test_a_stop_without_a_database_is_bounded_and_loses_nothing(tmp_path: Path) -> None:

@@ -20,12 +20,17 @@ SECOND = 10**9
 FIGURES: dict[str, dict[str, Any]] = {"telemetry": {"recorded_points": 1}, "run": {"disk_used": 0.5}}
 
 
+def at(seconds: float = 0.0, *, clock_seconds: float | None = None) -> tuple[float, int]:
+    """Return the moment so long after the start, by both clocks; the second may have been set."""
+    return 50.0 + seconds, START + int((seconds if clock_seconds is None else clock_seconds) * SECOND)
+
+
 @pytest.fixture
 def monitor(tmp_path: Path) -> Monitor:
     settings = parse_settings({"run": "r", "num_rounds": 5, "rounds": {"deadline_seconds": 100.0}})
     record = RunRecord(out_dir=tmp_path, settings=settings, num_nodes=3)
     machine = Monitor(record)
-    machine.started(START)
+    machine.started(*at())
     return machine
 
 
@@ -58,52 +63,52 @@ def report(node: str, sender: str) -> Delivered:
 
 
 def test_a_nodes_coming_and_going_are_events_and_states(monitor: Monitor) -> None:
-    first = monitor.take(status("node-0", online=True), START)
+    first = monitor.take(status("node-0", online=True), *at())
     assert kinds(first) == ["node_joined"]
     assert next(p for p in first if p.measurement == "node").fields["online"] == 1
-    assert kinds(monitor.take(status("node-0", online=True), START)) == []
-    assert kinds(monitor.take(status("node-0", online=False), START)) == ["node_lost"]
+    assert kinds(monitor.take(status("node-0", online=True), *at())) == []
+    assert kinds(monitor.take(status("node-0", online=False), *at())) == ["node_lost"]
     assert monitor.num_online == 0
 
 
 def test_the_will_of_a_replaced_process_is_ignored(monitor: Monitor) -> None:
-    monitor.take(status("node-0", online=True, instance="i1"), START)
-    monitor.take(status("node-0", online=True, instance="i2"), START)
-    assert monitor.take(status("node-0", online=False, instance="i1"), START) == []
+    monitor.take(status("node-0", online=True, instance="i1"), *at())
+    monitor.take(status("node-0", online=True, instance="i2"), *at())
+    assert monitor.take(status("node-0", online=False, instance="i1"), *at()) == []
     assert monitor.num_online == 1
 
 
 def test_what_was_retained_is_no_news(monitor: Monitor) -> None:
-    assert kinds(monitor.take(status("node-0", online=True, retained=True), START)) == []
-    assert kinds(monitor.take(state(3, retained=True), START)) == []
+    assert kinds(monitor.take(status("node-0", online=True, retained=True), *at())) == []
+    assert kinds(monitor.take(state(3, retained=True), *at())) == []
     assert monitor.num_online == 1
 
 
 def test_each_round_is_announced_once(monitor: Monitor) -> None:
-    assert kinds(monitor.take(state(1), START)) == ["round_opened"]
-    assert kinds(monitor.take(state(1), START)) == []
-    assert kinds(monitor.take(state(2), START)) == ["round_opened"]
+    assert kinds(monitor.take(state(1), *at())) == ["round_opened"]
+    assert kinds(monitor.take(state(1), *at())) == []
+    assert kinds(monitor.take(state(2), *at())) == ["round_opened"]
     assert not monitor.has_ended
-    assert kinds(monitor.take(state(2, phase="finished"), START)) == ["run_ended"]
+    assert kinds(monitor.take(state(2, phase="finished"), *at())) == ["run_ended"]
     assert monitor.has_ended
 
 
 def test_a_round_that_hangs_shows_in_deadlines(monitor: Monitor) -> None:
-    monitor.take(state(1), START)
-    points = monitor.samples(START + 250 * SECOND, lambda: FIGURES)
+    monitor.take(state(1), *at())
+    points = monitor.samples(*at(250), lambda: FIGURES)
     [run] = [point for point in points if point.measurement == "run"]
     assert run.fields["seconds_since_round"] == 250
     assert run.fields["deadlines_since_round"] == 2.5
 
 
 def test_a_run_that_has_ended_is_silent(monitor: Monitor) -> None:
-    monitor.take(state(5, phase="finished"), START)
-    assert "run" not in {point.measurement for point in monitor.samples(START, lambda: FIGURES)}
+    monitor.take(state(5, phase="finished"), *at())
+    assert "run" not in {point.measurement for point in monitor.samples(*at(), lambda: FIGURES)}
 
 
 def test_samples_come_at_their_pace(monitor: Monitor) -> None:
-    monitor.take(status("node-0", online=True), START)
-    counted = [point for second in range(61) for point in monitor.tick(START + second * SECOND, lambda: FIGURES)]
+    monitor.take(status("node-0", online=True), *at())
+    counted = [point for second in range(61) for point in monitor.tick(*at(second), lambda: FIGURES)]
     assert [point.measurement for point in counted].count("node") == 3
     assert [point.measurement for point in counted].count("run") == 3
 
@@ -119,8 +124,8 @@ def test_the_brokers_own_figures_become_one_point(monitor: Monitor) -> None:
         "bytes/sent": b"not a number",
     }
     for name, payload in topics.items():
-        assert monitor.take(delivered(f"$SYS/broker/{name}", payload), START) == []
-    points = monitor.tick(START + 3 * SECOND, lambda: FIGURES)
+        assert monitor.take(delivered(f"$SYS/broker/{name}", payload), *at()) == []
+    points = monitor.tick(*at(3), lambda: FIGURES)
     [broker] = [point for point in points if point.measurement == "broker"]
     assert broker.fields == {
         "clients_connected": 4,
@@ -130,12 +135,12 @@ def test_the_brokers_own_figures_become_one_point(monitor: Monitor) -> None:
         "queued_messages": 40,
         "uptime_seconds": 3600,
     }
-    later = monitor.tick(START + 14 * SECOND, lambda: FIGURES)
+    later = monitor.tick(*at(14), lambda: FIGURES)
     assert "broker" not in {point.measurement for point in later}
 
 
 def test_metrics_are_tagged_by_their_topic(monitor: Monitor) -> None:
-    [point] = monitor.take(report("node-1", "node-1"), START)
+    [point] = monitor.take(report("node-1", "node-1"), *at())
     assert point.tags == {"run": "r", "strategy": "fedavg", "node": "node-1"}
     assert point.fields == {"loss": 1.0, "round_number": 3}
 
@@ -153,12 +158,23 @@ def test_metrics_are_tagged_by_their_topic(monitor: Monitor) -> None:
 )
 def test_what_is_not_the_protocol_is_a_named_error(monitor: Monitor, message: Delivered) -> None:
     with pytest.raises(RemoteProtocolError):
-        monitor.take(message, START)
+        monitor.take(message, *at())
 
 
 def test_the_number_of_nodes_is_bounded(monitor: Monitor) -> None:
     for index in range(MAX_NODES):
-        monitor.take(report(f"n{index}", f"n{index}"), START)
+        monitor.take(report(f"n{index}", f"n{index}"), *at())
     with pytest.raises(RemoteProtocolError, match=str(MAX_NODES)):
-        monitor.take(report("one-more", "one-more"), START)
-    assert monitor.take(report("n0", "n0"), START)
+        monitor.take(report("one-more", "one-more"), *at())
+    assert monitor.take(report("n0", "n0"), *at())
+
+
+@pytest.mark.parametrize("year", [-1, 1])
+def test_clock_that_is_set_changes_no_interval(monitor: Monitor, year: int) -> None:
+    """The second clock is set by a year after ten seconds: samples come as before, and the round is as old as it is."""
+    monitor.take(state(1), *at())
+    jump = year * 365 * 86_400.0
+    points = [p for second in range(10) for p in monitor.tick(*at(second), lambda: FIGURES)]
+    points += [p for second in range(10, 100) for p in monitor.tick(*at(second, clock_seconds=second + jump), lambda: FIGURES)]
+    runs = [point for point in points if point.measurement == "run"]
+    assert [point.fields["seconds_since_round"] for point in runs] == [0.0, 30.0, 60.0, 90.0]
