@@ -83,7 +83,7 @@ class MessageReader:
         if not self._expects(topic.node, topic.round_number):
             return []
         progress = UpdateProgressed(round_number=topic.round_number, node=topic.node, num_bytes=len(payload))
-        return [progress, *self._collector.add_chunk(topic.node, payload)]
+        return [progress, *self._collector.add_chunk(topic.node, topic.index, payload)]
 
     def _read_manifest(self, topic: topics.UpdateManifestTopic, payload: bytes) -> list[Event]:
         progress = UpdateProgressed(round_number=topic.round_number, node=topic.node, num_bytes=len(payload))

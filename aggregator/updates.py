@@ -60,14 +60,14 @@ class UpdateCollector:
         self._uploads.clear()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def add_chunk(self, node: str, payload: bytes) -> list[UpdateCompleted | UpdateRefused]:
-        """Store one chunk.
+    def add_chunk(self, node: str, index: int, payload: bytes) -> list[UpdateCompleted | UpdateRefused]:
+        """Store one chunk, which came under the topic of chunk `index`.
 
         Raises:
             RemoteProtocolError: the payload is no chunk of a transfer of this size; nothing is stored.
         """
         upload = self._upload(node)
-        upload.assembly.add_chunk(parse_chunk(payload))
+        upload.assembly.add_chunk(parse_chunk(payload, index))
         return self._complete(node, upload)
 
     def add_manifest(self, node: str, payload: bytes) -> list[UpdateOffered | UpdateCompleted | UpdateRefused]:

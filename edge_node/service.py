@@ -193,7 +193,7 @@ class EdgeNodeService:
 
     def _assemble(self, assembly: Assembly, topic: topics.GlobalChunkTopic | topics.GlobalManifestTopic, payload: bytes) -> list[Event]:
         if isinstance(topic, topics.GlobalChunkTopic):
-            assembly.add_chunk(parse_chunk(payload))
+            assembly.add_chunk(parse_chunk(payload, topic.index))
         else:
             manifest = parse(GlobalManifest, payload)
             if manifest.round_number != topic.round_number or manifest.run != self._run:

@@ -55,16 +55,21 @@ class Chunk:
     data: memoryview
 
 
-def parse_chunk(payload: bytes | bytearray | memoryview) -> Chunk:
+def parse_chunk(payload: bytes | bytearray | memoryview, index: int | None = None) -> Chunk:
     """Return the chunk of a payload; its data are a view of it, not a copy.
 
+    Args:
+        payload: the chunk's bytes.
+        index: which chunk its topic says it is. What came under another's topic is no chunk: the broker would hold it there for
+            whoever reads the round later. None where there is no topic.
+
     Raises:
-        ChunkError: `corrupt` (no chunk, or it contradicts itself), `unsupported_version`, or `oversized`.
+        ChunkError: `corrupt` (no chunk, it contradicts itself or its topic), `unsupported_version`, or `oversized`.
     """
     view = memoryview(payload).cast("B")
     if len(view) < HEADER.size:
         raise ChunkError(f"{len(view)} bytes are too few for a chunk", reason=RejectReason.CORRUPT)
-    magic, version, zero_3, index, num_chunks, total_bytes, chunk_bytes, zero_4, sha256 = HEADER.unpack_from(view)
+    magic, version, zero_3, number, num_chunks, total_bytes, chunk_bytes, zero_4, sha256 = HEADER.unpack_from(view)
     if magic != MAGIC:
         raise ChunkError("the payload does not begin like a chunk", reason=RejectReason.CORRUPT)
     if version != VERSION:
@@ -74,15 +79,17 @@ def parse_chunk(payload: bytes | bytearray | memoryview) -> Chunk:
     if total_bytes > MAX_PARAMS_BYTES or num_chunks > MAX_CHUNKS or chunk_bytes > MAX_CHUNK_BYTES:
         detail = f"chunk of a transfer of {total_bytes} bytes in {num_chunks} chunks of {chunk_bytes} bytes"
         raise ChunkError(detail, reason=RejectReason.OVERSIZED)
-    if chunk_bytes < MIN_CHUNK_BYTES or num_chunks != count_chunks(total_bytes, chunk_bytes) or index >= num_chunks:
-        detail = f"chunk {index} of {num_chunks} contradicts {total_bytes} bytes in chunks of {chunk_bytes}"
+    if chunk_bytes < MIN_CHUNK_BYTES or num_chunks != count_chunks(total_bytes, chunk_bytes) or number >= num_chunks:
+        detail = f"chunk {number} of {num_chunks} contradicts {total_bytes} bytes in chunks of {chunk_bytes}"
         raise ChunkError(detail, reason=RejectReason.CORRUPT)
+    if index is not None and number != index:
+        raise ChunkError(f"chunk {number} came under the topic of chunk {index}", reason=RejectReason.CORRUPT)
     data = view[HEADER.size :]
-    expected_bytes = min(chunk_bytes, total_bytes - index * chunk_bytes)
+    expected_bytes = min(chunk_bytes, total_bytes - number * chunk_bytes)
     if len(data) != expected_bytes:
-        raise ChunkError(f"chunk {index} holds {len(data)} bytes, its header says {expected_bytes}", reason=RejectReason.CORRUPT)
+        raise ChunkError(f"chunk {number} holds {len(data)} bytes, its header says {expected_bytes}", reason=RejectReason.CORRUPT)
     return Chunk(
-        index=index, num_chunks=num_chunks, total_bytes=total_bytes, chunk_bytes=chunk_bytes, transfer_sha256=sha256.hex(), data=data
+        index=number, num_chunks=num_chunks, total_bytes=total_bytes, chunk_bytes=chunk_bytes, transfer_sha256=sha256.hex(), data=data
     )
 
 

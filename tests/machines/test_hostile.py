@@ -230,6 +230,30 @@ def test_bit_flipped_chunk_is_asked_for_again(tmp_path: Path) -> None:
     assert_whole(pair, num_rounds=1)
 
 
+def test_chunk_under_another_ones_topic_is_no_chunk(pair: FederationPair) -> None:
+    """Taken by its own index, it would be accepted, and the broker would hold a round that nobody can read again."""
+    pair.run(until=lambda: any("rounds/1/updates/n0/chunks/1" in name for name in pair.broker.retained))
+    name = next(name for name in pair.broker.retained if "rounds/1/updates/n0/chunks/1" in name)
+    before = pair.aggregator_service._rejections.counts.get(RejectReason.CORRUPT, 0)
+    pair.aggregator_service.take(Delivered(topic=name.replace("chunks/1", "chunks/0"), payload=pair.broker.retained[name], retained=False))
+    assert pair.aggregator_service._rejections.counts[RejectReason.CORRUPT] == before + 1
+    pair.run()
+    assert_whole(pair)
+
+
+def test_node_takes_no_global_chunk_under_another_ones_topic(tmp_path: Path) -> None:
+    pair = FederationPair(tmp_path, num_rounds=1)
+    pair.start()
+    pair.run(until=lambda: any("rounds/1/global/chunks/1" in name for name in pair.broker.retained))
+    name = next(name for name in pair.broker.retained if "rounds/1/global/chunks/1" in name)
+    node = pair.seats["n0"].service
+    assert isinstance(node, EdgeNodeService)
+    node.take(Delivered(topic=name.replace("chunks/1", "chunks/0"), payload=pair.broker.retained[name], retained=False))
+    assert node.rejections.counts[RejectReason.CORRUPT] == 1
+    pair.run()
+    assert_whole(pair, num_rounds=1)
+
+
 def test_names_with_paths_in_them_never_reach_the_disk(pair: FederationPair, tmp_path: Path) -> None:
     before = sorted(path.name for path in tmp_path.iterdir())
     for name in ("..", "../../x", "a/b", "N0", "é", "x" * 64, ""):
