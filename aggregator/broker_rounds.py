@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from aggregator.recorded_round import RecordError
-from aggregator.retention import chunk_topic
+from aggregator.retention import chunk_topic, manifest_topic
 from aggregator.round_folder import RoundFolder
 from federation import topics
 from federation.chunks import Assembly, parse_chunk
@@ -79,6 +79,22 @@ class BrokerRounds:
         start = ["global"] if result.aggregated or "global/manifest" in found else []
         for transfer in (*start, *strategy, *accepted):
             self._fetch(round_number, transfer, found.get(f"{transfer}/manifest"), folder)
+        return folder
+
+    def extract_start(self, round_number: int, into: Path) -> RoundFolder:
+        """Read what a round began with into an empty folder: its plan, the global model and the strategy's state, where it has one.
+
+        Raises:
+            ArchiveError: plan or model are missing, or something is not what its manifest says.
+        """
+        folder = RoundFolder(path=into)
+        plan = self.payload(str(topics.PlanTopic(self._run, round_number)))
+        if plan is not None:
+            folder.add_payload("plan.json", plan)
+        for transfer in ("global", "strategy"):
+            manifest = self.payload(str(manifest_topic(self._run, round_number, transfer)))
+            if manifest is not None or transfer == "global":
+                self._fetch(round_number, transfer, manifest, folder)
         return folder
 
     def _fetch(self, round_number: int, transfer: str, payload: bytes | None, folder: RoundFolder) -> None:

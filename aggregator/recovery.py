@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from aggregator.archive import Archive
@@ -14,11 +13,14 @@ from aggregator.broker_rounds import BrokerRounds
 from aggregator.checkpoint import CheckpointStore
 from aggregator.events import Position
 from aggregator.record import RunRecord
-from aggregator.replay import Replay
+from aggregator.recorded_round import Link, RecordChecker
+from aggregator.replay import End, Ending, Replay
 from aggregator.retention import Retention, measure
+from aggregator.round_folder import RoundFolder, read_payload
 from federation import topics
+from federation.codec import FileParams, file_digest
 from federation.errors import ArchiveError, CheckpointError, RemoteProtocolError
-from federation.messages import RoundPlan, RoundResult, RunState, parse
+from federation.messages import MAX_MESSAGE_BYTES, RoundPlan, RoundResult, RunState, parse
 from federation.settings import RunSettings
 from federation.signing import TrustedKeys
 
@@ -31,14 +33,30 @@ class Recovered:
 
     position: Position
     num_rounds: int
-    """Rounds that the broker still held, now in the archive again."""
+    """Rounds that are in the archive again, each checked and repeated."""
     settings: RunSettings
+    repaired: tuple[int, ...] = ()
+    """Rounds that are damaged on the broker; the archive still held them, and the aggregator publishes them again."""
+    skipped: tuple[str, ...] = ()
+    """Of rounds that are damaged and nowhere whole, what is wrong with each; the run goes on without them."""
+
+
+@dataclass(slots=True)
+class _Found:
+    """What the broker and what is left of the archive hold of a run."""
+
+    results: dict[int, RoundResult] = field(default_factory=dict)
+    ending: Ending | None = None
+    repaired: list[int] = field(default_factory=list)
+    skipped: dict[int, str] = field(default_factory=dict)
 
 
 def recover(run: str, broker: BrokerRounds, *, state_dir: Path, out_dir: Path, trusted_keys: TrustedKeys | None, now_ns: int) -> Recovered:
     """Write a checkpoint, the archive and the summary of a run; an aggregator that resumes goes on from there.
 
-    Every round is replayed before it is believed.
+    Every round is replayed before it is believed, and archived as it was replayed. Results and models are the aggregator's to write
+    alone: what contradicts them ends the recovery. Updates are their nodes': a node can spoil a round by writing over its own, and
+    such a round is taken from the archive, or skipped by name.
 
     Args:
         run: the run's name.
@@ -58,29 +76,125 @@ def recover(run: str, broker: BrokerRounds, *, state_dir: Path, out_dir: Path, t
     store = CheckpointStore(state_dir, state.settings)
     if store.load() is not None:
         raise CheckpointError(f"{store.folder} holds a checkpoint of this run: continue it with --resume, or move it away to recover")
-    numbers = broker.round_numbers()
-    if not numbers:
+    if not broker.round_numbers():
         raise ArchiveError(f"no round of {run!r} is finished, so nothing is lost: start it again with --resume")
-    replay = Replay(run, broker, trusted_keys)
-    results = [record.result for record in replay.verify(numbers)]
-    end = replay.write_end(numbers[-1], store.write)
-    if state.result_digest != end.link.result_digest and not _is_newer(state, numbers[-1]):
-        raise ArchiveError(f"the newest result on the broker, of round {numbers[-1]}, is not the one that the run's state names")
-    finished = numbers[-1] >= state.settings.num_rounds
+    archive = Archive(out_dir / "rounds")
+    retention = Retention(store.folder / "retained.json", budget_bytes=2**63)
+    found = _gather(run, broker, archive, retention, trusted_keys)
+    newest = max(found.results)
+    if found.ending is None or (state.result_digest != found.ending.link.result_digest and not _is_newer(state, newest)):
+        raise ArchiveError(f"the newest result on the broker, of round {newest}, is not the one that the run's state names")
+    finished = newest >= state.settings.num_rounds
+    number, start = _start(run, broker, archive, found, state, store, trusted_keys)
+    results = [found.results[key] for key in sorted(found.results) if key < number]
     position = Position(
         epoch=state.epoch,
-        round_number=numbers[-1] + (0 if finished else 1),
-        cohort=() if finished else _open_cohort(run, broker, numbers[-1] + 1, end.digest),
-        global_digest=end.digest,
-        state_digest=end.state_digest,
-        previous_result_digest=end.link.result_digest,
+        round_number=number - (1 if finished and number > newest else 0),
+        cohort=() if finished or number <= newest else _open_cohort(run, broker, number, start.digest),
+        global_digest=start.digest,
+        state_digest=start.state_digest,
+        previous_result_digest=start.link.result_digest if start.link else None,
         failed_rounds=_trailing_failures(results),
-        finished=finished,
+        finished=finished and number > newest,
     )
-    _archive(broker, numbers, Archive(out_dir / "rounds"), Retention(store.folder / "retained.json", budget_bytes=2**63))
     _summarise(results, state.settings, out_dir, now_ns)
     store.save(position, now_ns=now_ns)
-    return Recovered(position=position, num_rounds=len(numbers), settings=state.settings)
+    return Recovered(
+        position=position,
+        num_rounds=len(found.results) - len(found.skipped),
+        settings=state.settings,
+        repaired=tuple(found.repaired),
+        skipped=tuple(found.skipped.values()),
+    )
+
+
+def _gather(run: str, broker: BrokerRounds, archive: Archive, retention: Retention, trusted_keys: TrustedKeys | None) -> _Found:
+    """Check and repeat every round, from the broker or else from the archive; archive what agrees."""
+    found, archived = _Found(), archive.round_numbers()
+    on_broker = broker.round_numbers()
+    numbers = sorted({*on_broker, *(number for number in archived if number < on_broker[-1])})
+    from_broker, from_archive = Replay(run, broker, trusted_keys), Replay(run, archive, trusted_keys)
+    for number in numbers:
+        before = found.ending if number - 1 in found.results else None
+        with tempfile.TemporaryDirectory(prefix="fedmq-recover-") as scratch:
+            broker_path, archive_path = Path(scratch) / "broker", Path(scratch) / "archive"
+            broker_path.mkdir()
+            archive_path.mkdir()
+            try:
+                record, found.ending = from_broker.verify_round(number, broker_path, before)
+                if number not in archived:
+                    archive.write(number, record.folder)
+                retention.add(number, measure(record.folder, record.result_digest))
+                found.results[number] = record.result
+                continue
+            except ArchiveError as error:
+                fault = error
+            try:
+                record, found.ending = from_archive.verify_round(number, archive_path, before)
+            except ArchiveError:
+                # Nobody but the aggregator writes results: this must be one, and continue the chain.
+                result, digest = RecordChecker(run, trusted_keys).check_result(
+                    RoundFolder(path=broker_path), number, before.link if before else None
+                )
+                link = Link(result_digest=digest, next_global_digest=result.next_global_digest)
+                found.ending = Ending(link=link, knows_state=False)
+                found.results[number], found.skipped[number] = result, str(fault)
+                logger.warning("%s; it is skipped", fault)
+                continue
+            found.results[number] = record.result
+            if number in on_broker:
+                retention.add(number, measure(record.folder, record.result_digest).model_copy(update={"is_suspect": True}))
+                found.repaired.append(number)
+                logger.warning("%s; taken from the archive", fault)
+    return found
+
+
+def _start(
+    run: str, broker: BrokerRounds, archive: Archive, found: _Found, state: RunState, store: CheckpointStore, keys: TrustedKeys | None
+) -> tuple[int, End]:
+    """Return the round that the run goes on with and what it begins with, which is stored.
+
+    Where the newest round's updates are damaged, the model that came of them is still there as the next round's; if not even
+    that is, the round is led again.
+
+    Raises:
+        ArchiveError: neither is there.
+    """
+    newest = max(found.results)
+    if newest not in found.skipped:
+        return newest + 1, Replay(run, archive, keys).write_end(newest, store.write)
+    result = found.results[newest]
+    wanted = [(newest + 1, result.next_global_digest, found.ending.link if found.ending else None)]
+    if state.round_number <= newest:
+        # Nobody was told of a later one. What the round before left, this result names.
+        before = Link(result_digest=result.previous_result_digest, next_global_digest="") if result.previous_result_digest else None
+        wanted.append((newest, result.global_digest, before))
+    for number, digest, link in wanted:
+        with tempfile.TemporaryDirectory(prefix="fedmq-recover-") as scratch:
+            try:
+                return number, _published(broker, number, digest, link, Path(scratch), store, needs_plan=state.phase != "finished")
+            except (ArchiveError, RemoteProtocolError):
+                continue
+    raise ArchiveError(f"{found.skipped[newest]}; what came of it is not on the broker either, so the run can't go on from there")
+
+
+def _published(
+    broker: BrokerRounds, number: int, digest: str, link: Link | None, scratch: Path, store: CheckpointStore, *, needs_plan: bool
+) -> End:
+    """Store what a round begins with, as the aggregator published it."""
+    folder = broker.extract_start(number, scratch)
+    state_digest = None
+    if needs_plan or folder.plan_file.exists():
+        plan = parse(RoundPlan, read_payload(folder, "plan.json", max_bytes=MAX_MESSAGE_BYTES))
+        if plan.global_digest != digest:
+            raise ArchiveError(f"round {number}: plan: it does not follow from the round before")
+        state_digest = plan.state_digest
+    for transfer, expected in (("global", digest), ("strategy", state_digest)):
+        if expected is None:
+            continue
+        if file_digest(folder.tensors_file(transfer)) != expected or store.write(FileParams(folder.tensors_file(transfer))) != expected:
+            raise ArchiveError(f"round {number}: {transfer}/manifest: it is of another model than the round before ended with")
+    return End(link=link, digest=digest, state_digest=state_digest)
 
 
 def _is_newer(state: RunState, round_number: int) -> bool:
@@ -109,15 +223,6 @@ def _trailing_failures(results: Sequence[RoundResult]) -> int:
             break
         count += 1
     return count
-
-
-def _archive(broker: BrokerRounds, numbers: Sequence[int], archive: Archive, retention: Retention) -> None:
-    for number in numbers:
-        with tempfile.TemporaryDirectory(prefix="fedmq-recover-") as scratch:
-            folder = broker.extract(number, Path(scratch))
-            retention.add(number, measure(folder, hashlib.sha256(folder.result_file.read_bytes()).hexdigest()))
-            if number not in archive.round_numbers():
-                archive.write(number, folder)
 
 
 def _summarise(results: Sequence[RoundResult], settings: RunSettings, out_dir: Path, now_ns: int) -> None:

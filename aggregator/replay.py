@@ -69,9 +69,20 @@ class WhatIf:
 class End:
     """What a round ended with, stored."""
 
-    link: Link
+    link: Link | None
+    """What the next round must name; None before the first."""
     digest: str
     state_digest: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """What a round that was looked at leaves to the next one."""
+
+    link: Link
+    state_digest: str | None = None
+    knows_state: bool = True
+    """False where only the round's result is known, not what its updates made of the strategy's state."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,18 +119,39 @@ class Replay:
         Raises:
             ArchiveError: names the first round, and the place in it, that does not agree.
         """
-        state_digest: str | None = None
+        ending: Ending | None = None
         with tempfile.TemporaryDirectory(prefix="fedmq-replay-") as scratch:
-            for record, follows in self._records(round_numbers, Path(scratch)):
-                number, result = record.result.round_number, record.result
-                if follows and record.plan.state_digest != state_digest:
-                    raise RecordError(number, "plan.json", f"it names another state of the strategy than round {number - 1} ended with")
-                computed = self._compute(record, WhatIf(), None, Path(scratch))
-                if computed.digest != result.next_global_digest:
-                    detail = f"aggregating the round again gives {computed.digest[:12]}, it says {result.next_global_digest[:12]}"
-                    raise RecordError(number, "result.json", detail)
-                state_digest = computed.state_digest if result.aggregated else record.plan.state_digest
+            previous = 0
+            for number in round_numbers:
+                path = Path(scratch) / f"round-{number}"
+                path.mkdir()
+                record, ending = self.verify_round(number, path, ending if previous == number - 1 else None)
                 yield record
+                previous = number
+                shutil.rmtree(path)
+
+    def verify_round(self, number: int, path: Path, before: Ending | None) -> tuple[RecordedRound, Ending]:
+        """Check and repeat one round; return its record, which lies in `path`, and what it leaves to the next.
+
+        Args:
+            number: the round.
+            path: an empty folder; nothing that it holds afterwards is read from the source again.
+            before: what the round before left; None where that is not known.
+
+        Raises:
+            ArchiveError: names the place that does not agree.
+        """
+        link = before.link if before else None
+        record = self._checker.check(self._extract(number, path, link), number, link)
+        if before is not None and before.knows_state and record.plan.state_digest != before.state_digest:
+            raise RecordError(number, "plan.json", f"it names another state of the strategy than round {number - 1} ended with")
+        with tempfile.TemporaryDirectory(prefix="fedmq-replay-") as scratch:
+            computed = self._compute(record, WhatIf(), None, Path(scratch))
+        if computed.digest != record.result.next_global_digest:
+            detail = f"aggregating the round again gives {computed.digest[:12]}, it says {record.result.next_global_digest[:12]}"
+            raise RecordError(number, "result.json", detail)
+        state_digest = computed.state_digest if record.result.aggregated else record.plan.state_digest
+        return record, Ending(link=record.link, state_digest=state_digest)
 
     def what_if(self, round_numbers: Sequence[int], change: WhatIf, evaluate: Callable[[Params], Evaluation] | None) -> Iterator[Changed]:
         """Aggregate recorded updates by another rule; yield what each round would have ended with.
@@ -131,7 +163,7 @@ class Replay:
         """
         state: FileParams | None = None
         with tempfile.TemporaryDirectory(prefix="fedmq-replay-") as scratch:
-            for record, _ in self._records(round_numbers, Path(scratch)):
+            for record in self._records(round_numbers, Path(scratch)):
                 computed = self._compute(record, change, state, Path(scratch))
                 state = computed.state or state
                 yield Changed(
@@ -160,16 +192,15 @@ class Replay:
                 return End(link=record.link, digest=digest, state_digest=store(state) if state is not None else None)
         raise ArchiveError(f"round {round_number}: there is no record of it")
 
-    def _records(self, round_numbers: Sequence[int], scratch: Path) -> Iterator[tuple[RecordedRound, bool]]:
-        """Yield each round's checked record, on disk until the next, and whether the round before was looked at, too."""
+    def _records(self, round_numbers: Sequence[int], scratch: Path) -> Iterator[RecordedRound]:
+        """Yield each round's checked record, on disk until the next."""
         previous: RecordedRound | None = None
         for number in round_numbers:
             path = scratch / f"round-{number}"
             path.mkdir()
-            follows = previous is not None and previous.result.round_number == number - 1
-            link = previous.link if previous and follows else None
+            link = previous.link if previous and previous.result.round_number == number - 1 else None
             record = self._checker.check(self._extract(number, path, link), number, link)
-            yield record, follows
+            yield record
             previous = record
             shutil.rmtree(path)
 

@@ -30,6 +30,8 @@ class KeptRound(BaseModel):
     num_chunks: dict[str, int]
     """By transfer: `global`, `strategy`, `updates/{node}`."""
     stage: Literal["kept", "clearing", "cleared"] = "kept"
+    is_suspect: bool = False
+    """Found damaged on the broker: to be published again from the archive."""
 
 
 class _LedgerFile(BaseModel):
@@ -114,8 +116,13 @@ class Retention:
         return sorted(
             number
             for number, kept in self._rounds.items()
-            if number < before_round and kept.stage == "kept" and result_digests.get(number) != kept.result_digest
+            if number < before_round and kept.stage == "kept" and (kept.is_suspect or result_digests.get(number) != kept.result_digest)
         )
+
+    def note_restored(self, round_number: int) -> None:
+        """Note that a round has been published again."""
+        if (kept := self._rounds.get(round_number)) is not None and kept.is_suspect:
+            self.add(round_number, kept.model_copy(update={"is_suspect": False}))
 
     def topics_of(self, run: str, round_number: int) -> Iterator[str]:
         """Yield every retained topic of a round: commit marks first, so that no reader takes a half for a whole."""

@@ -193,6 +193,7 @@ class RoundKeeper:
         self._publish(topics.PlanTopic(self._run, round_number), folder.plan_file.read_bytes())
         self._publish(topics.ResultTopic(self._run, round_number), folder.result_file.read_bytes())
         self._unsettled.add(round_number)
+        self._retention.note_restored(round_number)
         logger.warning("round=%d restored chunks=%d: the broker had lost it", round_number, num_chunks)
 
     def _publish_transfer(self, round_number: int, folder: RoundFolder, transfer: str) -> int:

@@ -110,8 +110,13 @@ def recover(
     position = recovered.position
     if as_json:
         facts = {"round_number": position.round_number, "cohort": position.cohort, "global_digest": position.global_digest}
-        print_json({"run": run, "rounds": recovered.num_rounds, "finished": position.finished, **facts})
+        damaged = {"repaired": recovered.repaired, "skipped": recovered.skipped}
+        print_json({"run": run, "rounds": recovered.num_rounds, "finished": position.finished, **facts, **damaged})
         return
+    for sentence in recovered.skipped:
+        console.err.print(f"skipped {sentence}", style="yellow", markup=False)
+    for number in recovered.repaired:
+        console.err.print(f"round {number} is damaged on the broker and whole in the archive: --resume publishes it again", markup=False)
     console.out.print(
         f"recovered {recovered.num_rounds} round(s); the run goes on in round {position.round_number}:\n"
         f"fedmq run {run_file} --out {folder} --state {state_dir} --resume",

@@ -11,17 +11,20 @@ import pytest
 from aggregator.archive import Archive
 from aggregator.broker_rounds import BrokerRounds
 from aggregator.recovery import Recovered, recover
+from aggregator.replay import Replay
 from federation.errors import ArchiveError, CheckpointError
+from federation.messages import RunState
 from federation.topic_filter import matches
 from tests.machines.federation_pair import FederationPair
 
 NUM_ROUNDS = 4
 
 
-def recover_pair(pair: FederationPair) -> Recovered:
-    """Delete the aggregator's disk and rebuild it."""
+def recover_pair(pair: FederationPair, *, keeps_archive: bool = False) -> Recovered:
+    """Delete the aggregator's disk, or all of it but the archive, and rebuild it."""
     shutil.rmtree(pair.folder / "aggregator")
-    shutil.rmtree(pair.folder / "out")
+    if not keeps_archive:
+        shutil.rmtree(pair.folder / "out")
 
     def read(filters: Sequence[str]) -> Iterator[tuple[str, bytes]]:
         for topic, payload in list(pair.broker.retained.items()):
@@ -111,3 +114,105 @@ def test_forged_result_on_the_broker_is_not_believed(tmp_path: Path) -> None:
     pair.broker._retained[topic] = pair.broker.retained[topic].replace(b'"accepted":3', b'"accepted":2')
     with pytest.raises(ArchiveError, match="round 1: result"):
         recover_pair(pair)
+
+
+# --- a node that was accepted writes over its own update ------------------------------------------
+
+
+def stopped_at(folder: Path, moment: str) -> FederationPair:
+    """Return a federation whose aggregator was killed as soon as a topic was retained."""
+    pair = FederationPair(folder, num_rounds=NUM_ROUNDS)
+    pair.start()
+    pair.run(lambda: f"fedmq/v1/pair/{moment}" in pair.broker.retained)
+    pair.kill("aggregator")
+    return pair
+
+
+def spoil(pair: FederationPair, round_number: int, *, how: str = "flip") -> str:
+    """Write over chunks of n1's accepted update, as n1 may; return the topic."""
+    prefix = f"fedmq/v1/pair/rounds/{round_number}/updates/n1/chunks/"
+    retained = pair.broker._retained
+    if how == "swap":
+        retained[f"{prefix}0"], retained[f"{prefix}1"] = retained[f"{prefix}1"], retained[f"{prefix}0"]
+    else:
+        retained[f"{prefix}1"] = retained[f"{prefix}1"][:-1] + bytes([retained[f"{prefix}1"][-1] ^ 1])
+    return f"{prefix}1"
+
+
+@pytest.mark.parametrize("how", ["flip", "swap"])
+def test_round_spoilt_by_its_node_is_skipped_by_name_and_the_run_goes_on(tmp_path: Path, undisturbed: FederationPair, how: str) -> None:
+    pair = stopped_at(tmp_path, "rounds/4/global/manifest")
+    spoil(pair, 2, how=how)
+    recovered = recover_pair(pair)
+    (sentence,) = recovered.skipped
+    assert "round 2: updates/n1/chunks/" in sentence
+    assert recovered.num_rounds == 2
+    pair.start_aggregator(is_resuming=True)
+    pair.run()
+    assert pair.global_digest == undisturbed.global_digest
+    assert Archive(tmp_path / "out" / "rounds").round_numbers() == [1, 3, 4]
+
+
+def test_newest_round_spoilt_is_skipped_where_the_model_it_ended_with_is_there(tmp_path: Path, undisturbed: FederationPair) -> None:
+    pair = stopped_at(tmp_path, "rounds/4/global/manifest")
+    spoil(pair, 3)
+    recovered = recover_pair(pair)
+    assert (recovered.position.round_number, len(recovered.skipped)) == (4, 1)
+    pair.start_aggregator(is_resuming=True)
+    pair.run()
+    assert pair.global_digest == undisturbed.global_digest
+
+
+def test_newest_round_spoilt_is_led_again_where_that_model_is_not_there(tmp_path: Path, undisturbed: FederationPair) -> None:
+    pair = stopped_at(tmp_path, "rounds/3/result")
+    spoil(pair, 3)
+    # As if it had died between the result and the next round.
+    retained = pair.broker._retained
+    for topic in [topic for topic in retained if "/rounds/4/" in topic]:
+        del retained[topic]
+    state = RunState.model_validate_json(retained["fedmq/v1/pair/state"])
+    retained["fedmq/v1/pair/state"] = state.model_copy(update={"round_number": 3}).to_payload()
+    recovered = recover_pair(pair)
+    assert (recovered.position.round_number, recovered.position.cohort) == (3, ())
+    pair.start_aggregator(is_resuming=True)
+    pair.run()
+    assert pair.global_digest == undisturbed.global_digest
+    assert Archive(tmp_path / "out" / "rounds").round_numbers() == [1, 2, 3, 4]
+
+
+def test_spoilt_round_is_taken_from_the_archive_and_published_again(tmp_path: Path, undisturbed: FederationPair) -> None:
+    pair = stopped_at(tmp_path, "rounds/4/global/manifest")
+    before = dict(pair.broker.retained)
+    topic = spoil(pair, 2)
+    recovered = recover_pair(pair, keeps_archive=True)
+    assert (recovered.repaired, recovered.skipped) == ((2,), ())
+    pair.start_aggregator(is_resuming=True)
+    pair.run()
+    assert pair.broker.retained[topic] == before[topic]
+    assert pair.global_digest == undisturbed.global_digest
+
+
+def test_what_is_archived_is_what_was_verified(tmp_path: Path) -> None:
+    """The node writes over its update while the recovery reads: nothing is believed that was read a second time."""
+    pair = stopped_at(tmp_path, "rounds/4/global/manifest")
+    shutil.rmtree(pair.folder / "aggregator")
+    shutil.rmtree(pair.folder / "out")
+    num_reads: dict[str, int] = {}
+
+    def read(filters: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+        for topic, payload in list(pair.broker.retained.items()):
+            if any(matches(topic_filter, topic) for topic_filter in filters):
+                num_reads[topic] = num_reads.get(topic, 0) + 1
+                is_again = "/updates/n1/" in topic and num_reads[topic] > 1
+                yield topic, payload.replace(b'"num_examples":', b'"num_examples":9') if is_again else payload
+
+    recovered = recover(
+        "pair",
+        BrokerRounds("pair", read),
+        state_dir=tmp_path / "aggregator",
+        out_dir=tmp_path / "out",
+        trusted_keys=None,
+        now_ns=0,
+    )
+    assert (recovered.num_rounds, recovered.skipped) == (3, ())
+    assert [record.result.round_number for record in Replay("pair", Archive(tmp_path / "out" / "rounds")).verify([1, 2, 3])] == [1, 2, 3]
