@@ -9,6 +9,7 @@ import logging
 import os
 import secrets
 import sys
+from collections.abc import Callable
 from functools import partial
 
 from aggregator.config import AggregatorConfig
@@ -67,7 +68,7 @@ def main() -> int:
     except (SettingsError, DataError, CheckpointError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    telemetry = build_telemetry(config, service.record)
+    telemetry = build_telemetry(config, service.record, is_superseded=lambda: service.is_superseded)
     telemetry.start()
     transport.start()
     process.run(service, time_passed=TimePassed())
@@ -92,7 +93,7 @@ def _connect(config: AggregatorConfig, run: str, on_event: OnEvent) -> MqttTrans
     return MqttTransport(address, client_id=client_id, on_event=on_event, session_expiry_seconds=SESSION_EXPIRY_SECONDS)
 
 
-def build_telemetry(config: AggregatorConfig, record: RunRecord) -> Telemetry:
+def build_telemetry(config: AggregatorConfig, record: RunRecord, *, is_superseded: Callable[[], bool] = lambda: False) -> Telemetry:
     """Return what measures the run beside it."""
     address = BrokerAddress.from_environment(config)
 
@@ -107,7 +108,7 @@ def build_telemetry(config: AggregatorConfig, record: RunRecord) -> Telemetry:
         )
 
     forwarder = Forwarder(record.journal, Database(config.database)) if config.database else None
-    return Telemetry(record=record, connect=connect, forwarder=forwarder, clock=SYSTEM_CLOCK)
+    return Telemetry(record=record, connect=connect, forwarder=forwarder, clock=SYSTEM_CLOCK, is_superseded=is_superseded)
 
 
 if __name__ == "__main__":

@@ -142,6 +142,11 @@ class AggregatorService:
         return self._record
 
     @property
+    def is_superseded(self) -> bool:
+        """Whether another process leads this run, by the disk they share or by the broker; from any thread."""
+        return (self.stopped is not None and self.stopped.is_fenced) or self._is_superseded()
+
+    @property
     def wake_at(self) -> float | None:
         """When `TimePassed` is due, on the monotonic clock."""
         times = (self._coordinator.wake_at, self._look_at, self._check_ends_at)

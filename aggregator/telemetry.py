@@ -15,6 +15,7 @@ import queue
 import shutil
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -57,6 +58,7 @@ class Telemetry:
         connect: makes the transport, not started, that hands its events to the given function.
         forwarder: carries the journal to the database; None without one.
         clock: what time it is.
+        is_superseded: whether another aggregator leads the run: the session at the broker is its.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Telemetry:
         connect: Callable[[Callable[[TransportEvent], None]], AcknowledgingTransport],
         forwarder: Forwarder | None,
         clock: Clock,
+        is_superseded: Callable[[], bool] = lambda: False,
     ) -> None:
         self._record = record
         record.takes_metrics = False
@@ -74,6 +77,9 @@ class Telemetry:
         self._clock = clock
         self._inbox: queue.Queue[TransportEvent] = queue.Queue(INBOX_SIZE)
         self._stopping = threading.Event()
+        self._is_superseded = is_superseded
+        self._has_stepped_down = False
+        self._look_at = 0.0
         self._is_new = True
         self._transport = connect(self._put)
         self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
@@ -98,8 +104,9 @@ class Telemetry:
             self._transport.forget_session()
         self._stopping.set()
         self._thread.join(timeout_seconds)
-        self._append(self._monitor.samples(*self._now(), self._figures))
-        self._transport.stop(timeout_seconds)
+        if not self._has_stepped_down:
+            self._append(self._monitor.samples(*self._now(), self._figures))
+            self._transport.stop(timeout_seconds)
         if self._forwarder is not None:
             self._forwarder.stop(timeout_seconds)
 
@@ -111,7 +118,7 @@ class Telemetry:
 
     def _put(self, event: TransportEvent) -> None:
         """Queue an event; on the network thread, which waits while the inbox is full."""
-        while not self._stopping.is_set():
+        while not self._stopping.is_set() and not self._has_stepped_down:
             try:
                 self._inbox.put(event, timeout=TICK_SECONDS)
             except queue.Full:
@@ -120,13 +127,28 @@ class Telemetry:
 
     def _run(self) -> None:
         while not (self._stopping.is_set() and self._inbox.empty()):
-            try:
+            event: TransportEvent | None = None
+            with suppress(queue.Empty):
                 event = self._inbox.get(timeout=0.05 if self._stopping.is_set() else TICK_SECONDS)
-            except queue.Empty:
-                pass
-            else:
+            if event is not None:
                 self._take(event)
+            if self._must_step_down(event):
+                self._step_down()
+                return
             self._append(self._monitor.tick(*self._now(), self._figures))
+
+    def _must_step_down(self, event: TransportEvent | None) -> bool:
+        now = self._clock.monotonic()
+        if now < self._look_at and not isinstance(event, Connected):
+            return False
+        self._look_at = now + TICK_SECONDS  # it reads a file
+        return self._is_superseded()
+
+    def _step_down(self) -> None:
+        """Leave the session to the aggregator that leads: both under one name would throw each other out again and again."""
+        logger.warning("telemetry=superseded; another aggregator measures this run")
+        self._has_stepped_down = True
+        self._transport.stop(TICK_SECONDS)
 
     def _take(self, event: TransportEvent) -> None:
         match event:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import queue
+import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from aggregator.record import RunRecord
+from aggregator.telemetry import Telemetry
 from federation.broker_address import BrokerAddress
 from federation.mqtt import MqttTransport
-from federation.transport import Connected, Delivered, TransportEvent
+from federation.process import SYSTEM_CLOCK
+from federation.settings import parse_settings
+from federation.transport import Connected, Delivered, OnEvent, TransportEvent
 from fedmq.private_broker import AGGREGATOR, PrivateBroker
 from tests.broker.client import connected
 
@@ -100,3 +107,50 @@ def test_a_receipt_of_an_earlier_connection_acknowledges_nothing(own_mosquitto: 
     again = Follower(own_mosquitto, f"{run_name}-telemetry")
     assert again.receive().payload == b"a"
     again.stop()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Return once a condition holds."""
+    give_up_at = time.monotonic() + WAIT_SECONDS
+    while not condition():
+        assert time.monotonic() < give_up_at
+        time.sleep(0.02)
+
+
+def telemetry_of(
+    broker: PrivateBroker, run_name: str, folder: Path, events: list[TransportEvent], *, is_superseded: Callable[[], bool]
+) -> Telemetry:
+    """Return an aggregator's telemetry, with what its transport told it."""
+    record = RunRecord(out_dir=folder, settings=parse_settings({"run": run_name, "num_rounds": 1}), num_nodes=1, is_resumed=True)
+    record.open("0" * 64)
+
+    def connect(on_event: OnEvent) -> MqttTransport:
+        def handle(event: TransportEvent) -> None:
+            events.append(event)
+            on_event(event)
+
+        address = BrokerAddress(host=broker.host, port=broker.port, username=AGGREGATOR, password=broker.passwords[AGGREGATOR])
+        return MqttTransport(address, client_id=f"{run_name}-telemetry", on_event=handle, keeps_session=True, manual_ack=True)
+
+    return Telemetry(record=record, connect=connect, forwarder=None, clock=SYSTEM_CLOCK, is_superseded=is_superseded)
+
+
+def test_of_two_aggregators_the_one_that_leads_keeps_the_session(
+    mosquitto: PrivateBroker, run_name: str, topic: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Mosquitto 2.0.11 cuts off the earlier of two clients with one name without a word: it would come back, and so on."""
+    successors: list[TransportEvent] = []
+    zombies: list[TransportEvent] = []
+    zombie = telemetry_of(mosquitto, run_name, tmp_path / "out", zombies, is_superseded=lambda: bool(successors))
+    zombie.start()
+    wait_for(lambda: bool(zombies))
+    successor = telemetry_of(mosquitto, run_name, tmp_path / "out", successors, is_superseded=lambda: False)
+    successor.start()
+    wait_for(lambda: "telemetry=superseded" in caplog.text)
+    num_connections = len(successors)
+    with connected(mosquitto, "node-0") as node:
+        node.publish(topic, b"not a report", retain=False)
+    wait_for(lambda: any(isinstance(event, Delivered) for event in successors))
+    assert not any(isinstance(event, Connected) for event in successors[num_connections:])
+    zombie.stop(5.0, has_ended=False)
+    successor.stop(1.0, has_ended=True)
