@@ -7,6 +7,7 @@ import hashlib
 from aggregator.cohort import Expectation
 from aggregator.events import Position
 from aggregator.open_round import OpenRound
+from federation.learning.schedules import learning_rate
 from federation.messages import Evaluation, RoundPlan, RoundResult, RunPhase, RunState
 from federation.settings import RunSettings
 
@@ -41,7 +42,7 @@ def plan_of(current: OpenRound, position: Position, settings: RunSettings, expec
         seed=settings.seed,
         model=settings.model,
         training=settings.training,
-        learning_rate=settings.training.learning_rate_at(current.number),
+        learning_rate=learning_rate(settings.training, current.number, settings.num_rounds),
         proximal_mu=expectation.proximal_mu,
         strategy=settings.strategy,
         state_digest=position.state_digest,

@@ -73,29 +73,86 @@ class ModelSettings(Settings):
     name: Literal["simple_cnn", "mnist_cnn", "resnet18"] = "simple_cnn"
 
 
+class AugmentationSettings(Settings):
+    """What is done to each training image at random, anew in every epoch. Every default does nothing."""
+
+    horizontal_flip: bool = False
+    """Left and right change places in half of the images."""
+    vertical_flip: bool = False
+    """Top and bottom do, likewise."""
+    quarter_turns: bool = False
+    """Turned by 0, 90, 180 or 270 degrees; images must be square."""
+    rotation_degrees: Annotated[float, Field(ge=0, le=180)] = 0.0
+    """Turned by up to so many degrees either way."""
+    shift_share: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Shifted by up to this share of each side, either way."""
+    zoom_share: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Enlarged or shrunk by up to this share."""
+    padding: Literal["reflection", "border", "black"] = "reflection"
+    """What is seen where a turned, shifted or shrunk image ends."""
+    brightness: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Pixel values multiplied by 1 plus or minus up to this."""
+    contrast: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Distance from the image's mean multiplied likewise."""
+    colour: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Each channel multiplied likewise, by a number of its own."""
+    cutout_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Side of a square that is covered in grey, as a share of the shorter side."""
+
+
+AugmentationPreset = Literal["none", "histology", "cells", "digits", "xray"]
+"""Names for sets of operations: federation/learning/augmentation.py says which."""
+
+
 class TrainingSettings(Settings):
-    """Local training: the thesis's recipe."""
+    """Local training. Every default is the thesis's recipe."""
 
     local_epochs: Annotated[int, Field(ge=1, le=1000)] = 5
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = 16
     learning_rate: Annotated[float, Field(gt=0, le=100)] = 0.001
+    optimiser: Literal["sgd", "adamw"] = "sgd"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """`sgd` only."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
+    schedule: Literal["step", "cosine", "constant"] = "step"
+    """How the learning rate falls over the rounds."""
+    warmup_rounds: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """The learning rate rises evenly over so many rounds before the schedule begins."""
     lr_step_rounds: Annotated[int, Field(ge=1, le=1_000_000)] = 10
-    """StepLR: the learning rate is multiplied by `lr_gamma` after every so many rounds."""
+    """`step` only: the learning rate is multiplied by `lr_gamma` after every so many rounds."""
     lr_gamma: Annotated[float, Field(gt=0, le=1)] = 0.5
     max_grad_norm: Annotated[float, Field(ge=0, le=1e6)] = 1.0
     """Gradient clipping by total norm; 0 turns it off."""
+    loss: Literal["cross_entropy", "balanced_softmax", "focal"] = "cross_entropy"
     class_weighted_loss: bool = True
-    """Cross-entropy weighted per node by n_k / (C * c_i), 0 for a class the node lacks."""
+    """Loss weighted per node by n_k / (C * c_i), 0 for a class the node lacks. `balanced_softmax` balances by itself: false."""
+    logit_adjustment: Annotated[float, Field(gt=0, le=10)] = 1.0
+    """`balanced_softmax` only: how much of the logarithm of the node's class shares is added to the logits."""
+    focal_gamma: Annotated[float, Field(ge=0, le=10)] = 2.0
+    """`focal` only: the larger, the less an example counts that the model is sure of."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """This share of each label is spread over all classes."""
+    augmentation: AugmentationPreset | AugmentationSettings = "none"
+    """A preset's name, or a table of operations."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """`auto` takes CUDA, then MPS, then the CPU. Only runs on one kind of device repeat bit for bit."""
     num_threads: Annotated[int, Field(ge=1, le=256)] = 1
     """Intra-op threads per node: small batches are fastest on one."""
 
-    def learning_rate_at(self, round_number: int) -> float:
-        """Return the learning rate of a round (counted from 1)."""
-        return float(self.learning_rate * self.lr_gamma ** ((round_number - 1) // self.lr_step_rounds))
+    @model_validator(mode="before")
+    @classmethod
+    def _balance_once(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("loss") == "balanced_softmax" and "class_weighted_loss" not in values:
+            return {**values, "class_weighted_loss": False}
+        return values
+
+    @model_validator(mode="after")
+    def _options_fit_the_loss(self) -> TrainingSettings:
+        if self.loss == "balanced_softmax" and self.class_weighted_loss:
+            raise ValueError("loss 'balanced_softmax' balances the classes by itself: leave class_weighted_loss out, or set it to false")
+        if self.loss == "focal" and self.label_smoothing > 0:
+            raise ValueError("loss 'focal' takes no label_smoothing: set it to 0, or choose another loss")
+        return self
 
 
 class StrategySettings(Settings):

@@ -6,6 +6,9 @@ import torch
 
 
 def normalise(pixels: torch.Tensor) -> torch.Tensor:
-    """Return uint8 N x H x W x C pixels as float32 N x C x H x W in [-1, 1], in channels_last memory."""
+    """Return N x H x W x C pixels in [0, 255] as float32 N x C x H x W in [-1, 1], in channels_last memory.
+
+    uint8 pixels are left as they were; float32 ones, which augmentation makes, are changed in place.
+    """
     # (x / 255 - 0.5) / 0.5, in two operations.
     return pixels.to(torch.float32).div_(127.5).sub_(1.0).permute(0, 3, 1, 2)

@@ -15,7 +15,7 @@ from federation.errors import DataError, SettingsError, TrainingCancelled, Train
 from federation.evaluation import evaluate
 from federation.images import ImageSet
 from federation.params import Params
-from federation.training import TrainingTask, choose_device, class_weights, derive_seed, train
+from federation.training import TrainingTask, choose_device, derive_seed, train
 from tests.learning.small_tasks import digest_of, learnable_images, training_task
 
 
@@ -83,11 +83,6 @@ def test_it_learns() -> None:
     assert evaluate(module, unseen, 4).accuracy > 0.95
     assert outcome.num_examples == 320
     assert outcome.samples_per_second == pytest.approx(960 / outcome.seconds)
-
-
-def test_class_weights_by_hand() -> None:
-    """Weights n / (C * c_i): 6 / (3 * 4) and 6 / (3 * 2); 0 for the class that is absent. A batch's mean is weighted by them."""
-    assert class_weights(np.array([0, 0, 0, 0, 2, 2], np.int64), 3).tolist() == [0.5, 0.0, 1.0]
 
 
 def test_an_absent_class_is_no_obstacle() -> None:
