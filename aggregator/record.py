@@ -20,7 +20,7 @@ from federation.settings import RunSettings
 
 logger = logging.getLogger("aggregator")
 
-_SCORES = ("accuracy", "f1_macro", "f1_weighted", "loss")
+_SCORES = ("accuracy", "f1_macro", "f1_weighted", "auc", "loss")
 _COUNTS = ("accepted", "rejected", "discarded", "stragglers", "bytes_up", "bytes_down")
 
 
@@ -145,10 +145,10 @@ class RunRecord:
 def summary_entry(result: RoundResult, previous: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return a round as the summary shows it; `previous` is the entry before it."""
     if result.evaluation is not None:
-        quality: dict[str, float | None] = {name: float(getattr(result.evaluation, name)) for name in _SCORES}
+        quality: dict[str, float | None] = {name: getattr(result.evaluation, name) for name in _SCORES}
     else:
         # A round below quorum leaves the model, and so its scores, as they were.
-        quality = {name: previous[name] if previous else None for name in _SCORES}
+        quality = {name: previous.get(name) if previous else None for name in _SCORES}
     figures = {name: getattr(result, name) for name in _COUNTS}
     return {"round_number": result.round_number, **quality, "seconds": result.seconds, **figures}
 
@@ -159,6 +159,7 @@ def _final_scores(evaluation: Evaluation | None) -> dict[str, Any]:
         "accuracy": evaluation.accuracy if evaluation else None,
         "f1_macro": evaluation.f1_macro if evaluation else None,
         "f1_weighted": evaluation.f1_weighted if evaluation else None,
+        "auc": evaluation.auc if evaluation else None,
         "class_accuracy": evaluation.class_accuracy if evaluation else [],
         "confusion_matrix": evaluation.confusion_matrix if evaluation else [],
     }

@@ -55,7 +55,7 @@ def points_of_result(
 
 def _round_fields(result: RoundResult, rounds: Sequence[Mapping[str, Any]], num_rounds: int) -> dict[str, Any]:
     current = rounds[-1]
-    scores = {name: current[name] for name in ("accuracy", "f1_macro", "f1_weighted", "loss")}
+    scores = {name: current.get(name) for name in ("accuracy", "f1_macro", "f1_weighted", "auc", "loss")}
     before = rounds[-2]["accuracy"] if len(rounds) > 1 else None
     phases = result.phase_seconds
     collect = phases.get("collect", 0.0)

@@ -59,6 +59,9 @@ class Evaluation(BaseModel):
     f1_weighted: Number
     loss: Number
     """Mean cross-entropy in nats."""
+    auc: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Macro area under the ROC curve, each class against the rest; None where no class has examples and others beside it,
+    and of results older than this field."""
     class_accuracy: Annotated[list[Number], Field(max_length=10_000)]
     """Recall of each class; 0 where the set holds no example of it."""
     confusion_matrix: Annotated[list[list[Count]], Field(max_length=1000)]

@@ -69,13 +69,14 @@ def _print_error(text: str) -> None:
     err.print(text, style="red", markup=False, soft_wrap=True)
 
 
-ROUND_COLUMNS = ("round", "accuracy", "F1 macro", "F1 wtd", "loss", "a/r/d", "s", "MB up", "MB down")
+ROUND_COLUMNS = ("round", "accuracy", "F1 macro", "F1 wtd", "AUC", "loss", "a/r/d", "s", "MB up", "MB down")
 """Headings of `round_row`; a/r/d counts accepted, rejected and discarded updates."""
 
 
 def round_row(entry: Mapping[str, Any]) -> list[str]:
     """Return a summary's round as table cells."""
-    scores = [f"{entry[name]:.4f}" if entry[name] is not None else "-" for name in ("accuracy", "f1_macro", "f1_weighted", "loss")]
+    values = [entry.get(name) for name in ("accuracy", "f1_macro", "f1_weighted", "auc", "loss")]
+    scores = ["-" if value is None else f"{value:.4f}" for value in values]
     counts = f"{entry['accepted']}/{entry['rejected']}/{entry['discarded']}"
     return [
         str(entry["round_number"]),
@@ -102,7 +103,9 @@ def print_summary(summary: Mapping[str, Any]) -> None:
         names = summary["class_names"] or [f"class {index}" for index in range(len(final["class_accuracy"]))]
         rows = [(name, f"{accuracy:.4f}") for name, accuracy in zip(names, final["class_accuracy"], strict=True)]
         print_table("final model, per class", ("class", "accuracy"), rows)
+        auc = f", AUC {final['auc']:.4f}" if final.get("auc") is not None else ""
         out.print(
             f"final accuracy [bold]{final['accuracy']:.4f}[/bold], F1 macro {final['f1_macro']:.4f}, F1 weighted {final['f1_weighted']:.4f}"
+            + auc
         )
     out.print(f"global_digest {summary['global_digest']}")

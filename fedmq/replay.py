@@ -183,7 +183,7 @@ def _entry(result: RoundResult) -> dict[str, Any]:
 
 
 def _changed_entry(changed: Changed) -> dict[str, Any]:
-    names = ("accuracy", "f1_macro", "f1_weighted", "loss")
+    names = ("accuracy", "f1_macro", "f1_weighted", "auc", "loss")
     sides = {"recorded": changed.result.evaluation, "what_if": changed.evaluation}
     return {
         "round_number": changed.round_number,

@@ -107,6 +107,7 @@ def final_rows(runs: Sequence[RunData]) -> list[dict[str, Any]]:
                 "accuracy": final["accuracy"],
                 "f1_macro": final["f1_macro"],
                 "f1_weighted": final["f1_weighted"],
+                "auc": final.get("auc"),
                 "hardest_class": run.class_names[hardest] if hardest is not None else None,
                 "hardest_class_accuracy": shares[hardest] if hardest is not None else None,
                 "first_accuracy": rounds[0]["accuracy"] if rounds else None,
@@ -149,12 +150,24 @@ def _facts(run: RunData) -> str:
 
 
 def _final(runs: Sequence[RunData]) -> str:
-    columns = ("run", "strategy", "accuracy", "F1 macro", "F1 weighted", "hardest class", "its accuracy", "first round", "best round")
+    columns = (
+        "run",
+        "strategy",
+        "accuracy",
+        "F1 macro",
+        "F1 weighted",
+        "AUC",
+        "hardest class",
+        "its accuracy",
+        "first round",
+        "best round",
+    )
     rows = [
         (
             row["run"],
             row["strategy"],
             *(_percent(row[name]) for name in ("accuracy", "f1_macro", "f1_weighted")),
+            _number(row["auc"], 4),
             row["hardest_class"],
             _percent(row["hardest_class_accuracy"]),
             _percent(row["first_accuracy"]),
@@ -267,11 +280,25 @@ def _onnx(run: RunData) -> str:
 def _rounds(run: RunData) -> str:
     from fedmq.report_figures import round_seconds, to_svg
 
-    columns = ("round", "accuracy", "F1 macro", "F1 weighted", "loss", "seconds", "accepted", "rejected", "discarded", "MB up", "MB down")
+    columns = (
+        "round",
+        "accuracy",
+        "F1 macro",
+        "F1 weighted",
+        "AUC",
+        "loss",
+        "seconds",
+        "accepted",
+        "rejected",
+        "discarded",
+        "MB up",
+        "MB down",
+    )
     rows = [
         (
             entry["round_number"],
             *(_percent(entry[name]) for name in ("accuracy", "f1_macro", "f1_weighted")),
+            _number(entry.get("auc"), 4),
             _number(entry["loss"], 4),
             _number(entry["seconds"], 2),
             *(entry[name] for name in ("accepted", "rejected", "discarded")),

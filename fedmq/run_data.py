@@ -111,8 +111,8 @@ def fetch_run(address: BrokerAddress, run: str) -> RunData:
 def summarise(results: Sequence[RoundResult], run: str, strategy: str) -> dict[str, Any]:
     """Return the summary of a run's results, in round order; what only its folder knows is left empty."""
     rounds: list[dict[str, Any]] = []
-    final: dict[str, Any] = {"accuracy": None, "f1_macro": None, "f1_weighted": None, "class_accuracy": [], "confusion_matrix": []}
-    scores: dict[str, float | None] = {"accuracy": None, "f1_macro": None, "f1_weighted": None, "loss": None}
+    final: dict[str, Any] = dict.fromkeys(("accuracy", "f1_macro", "f1_weighted", "auc")) | {"class_accuracy": [], "confusion_matrix": []}
+    scores: dict[str, float | None] = dict.fromkeys(("accuracy", "f1_macro", "f1_weighted", "auc", "loss"))
     for result in results:
         if result.evaluation is not None:
             scores = {name: getattr(result.evaluation, name) for name in scores}

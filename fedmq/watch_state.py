@@ -105,14 +105,14 @@ class WatchState:
 
     def _rounds(self) -> RenderableType:
         table = Table(title="rounds", title_justify="left", box=box.SIMPLE_HEAD, expand=True)
-        for column in ("round", "accuracy", "F1 macro", "loss", "accepted", "rejected", "discarded", "train s", "seconds", "MB up"):
+        for column in ("round", "accuracy", "F1 macro", "AUC", "loss", "accepted", "rejected", "discarded", "train s", "seconds", "MB up"):
             table.add_column(column, justify="right")
         for number in sorted(self.results)[-SHOWN_ROUNDS:]:
             result = self.results[number]
             scores = result.evaluation
             table.add_row(
                 str(number),
-                *((f"{scores.accuracy:.4f}", f"{scores.f1_macro:.4f}", f"{scores.loss:.4f}") if scores else ("-", "-", "-")),
+                *(_figure(getattr(scores, name, None), ".4f") for name in ("accuracy", "f1_macro", "auc", "loss")),
                 _counted(result.accepted, "green"),
                 _counted(result.rejected, "red"),
                 _counted(result.discarded, "yellow"),

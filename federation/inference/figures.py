@@ -118,6 +118,8 @@ def engine_fields(
         fields["peak_memory_bytes"] = peak_memory_bytes
     if evaluation is not None:
         fields |= {"accuracy": evaluation.accuracy, "f1_macro": evaluation.f1_macro, "f1_weighted": evaluation.f1_weighted}
+        if evaluation.auc is not None:
+            fields["auc"] = evaluation.auc
     return fields
 
 

@@ -31,9 +31,9 @@ NUM_OTHERS = 2
 ENDLESS = ("--data", "digits", "--nodes", "2", "--rounds", "500", "--epochs", "1")
 """A demo that only its test ends."""
 
-ROUND_KEYS = {"round_number", "accuracy", "f1_macro", "f1_weighted", "loss", "seconds", "accepted", "rejected", "discarded"}
+ROUND_KEYS = {"round_number", "accuracy", "f1_macro", "f1_weighted", "auc", "loss", "seconds", "accepted", "rejected", "discarded"}
 BYTE_KEYS = {"bytes_up", "bytes_down"}
-FINAL_KEYS = {"accuracy", "f1_macro", "f1_weighted", "class_accuracy", "confusion_matrix"}
+FINAL_KEYS = {"accuracy", "f1_macro", "f1_weighted", "auc", "class_accuracy", "confusion_matrix"}
 RUN_KEYS = {"run", "strategy", "data", "num_nodes", "seed", "global_digest", "rounds", "final"}
 EXTRA_KEYS = {"class_names", "rejected_payloads"}
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 
 from federation import models
 from federation.errors import DataError
-from federation.evaluation import evaluate, predict, score
+from federation.evaluation import evaluate, macro_auc, predict, score
 from federation.images import ImageSet
 from federation.settings import ModelSettings
 from tests.learning.small_tasks import learnable_images
@@ -29,6 +30,33 @@ def test_scores_by_hand() -> None:
     assert result.loss == pytest.approx(np.log(np.e + 3) - 0.5)
     assert result.class_accuracy == [0.5, 1.0, 0.0, 0.0]
     assert result.confusion_matrix == [[1, 1, 0, 0], [0, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
+
+
+def test_auc_by_hand() -> None:
+    """Class 0's shares .9 .4 against .4 .2 .1: of six pairs four are in order, one ties: 5.5/6 with the tie as half."""
+    shares = np.array([[0.9, 0.1], [0.4, 0.6], [0.4, 0.6], [0.2, 0.8], [0.1, 0.9]])
+    assert macro_auc(shares, np.array([0, 0, 1, 1, 1])) == pytest.approx(5.5 / 6)
+
+
+@pytest.mark.parametrize("decimals", [1, 6])
+def test_auc_is_scikit_learns(decimals: int) -> None:
+    """As MedMNIST's evaluator: the plain mean over classes of sklearn's area, each against the rest; with ties, too."""
+    generator = np.random.default_rng(4)
+    logits = generator.normal(size=(300, 5)).astype(np.float32)
+    labels = generator.choice(5, 300, p=[0.5, 0.3, 0.1, 0.06, 0.04])
+    logits[np.arange(300), labels] += 1
+    shares = np.round(np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True), decimals).astype(np.float64)
+    expected = np.mean([roc_auc_score(labels == label, shares[:, label]) for label in range(5)])
+    assert macro_auc(shares, labels) == pytest.approx(expected, rel=1e-12)
+    softmax = np.exp(logits.astype(np.float64)) / np.exp(logits.astype(np.float64)).sum(axis=1, keepdims=True)
+    whole = np.mean([roc_auc_score(labels == label, softmax[:, label]) for label in range(5)])
+    assert score(logits, labels, 5).auc == pytest.approx(whole, rel=1e-12)
+
+
+def test_auc_leaves_out_classes_without_examples() -> None:
+    shares = np.array([[0.6, 0.3, 0.1], [0.5, 0.4, 0.1], [0.1, 0.8, 0.1]])
+    assert macro_auc(shares, np.array([0, 0, 1])) == 1.0
+    assert macro_auc(shares, np.array([1, 1, 1])) is None, "one class alone is told apart from nothing"
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
