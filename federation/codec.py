@@ -17,17 +17,17 @@ from typing import BinaryIO, Self
 import numpy as np
 
 from federation.errors import CodecError, LocalProtocolError, RejectReason
-from federation.layout import FLOAT32, LENGTH_BYTES, MAX_HEADER_BYTES, Layout, layout_of, read_layout, tensor_bytes
-from federation.params import Array, Params, Signature, TensorSpec, signature_of
+from federation.layout import LENGTH_BYTES, MAX_HEADER_BYTES, Layout, layout_of, read_layout, tensor_bytes
+from federation.params import DTYPES, Array, Params, Signature, TensorSpec, signature_of
 
 __all__ = ["FileParams", "Layout", "ParamsWriter", "decode", "digest", "encode", "file_digest", "layout_of", "sync_folder", "write_params"]
 
 
 def encode(params: Params) -> bytes:
-    """Return the canonical encoding of float32 tensors.
+    """Return the canonical encoding of tensors.
 
     Raises:
-        LocalProtocolError: a tensor is not float32, or its shape can't be encoded.
+        LocalProtocolError: a tensor's type or shape can't be encoded.
     """
     layout = layout_of(_signature(params))
     return b"".join([layout.header, *(tensor_bytes(spec, params[spec.name]) for spec in layout.signature)])
@@ -43,11 +43,11 @@ def digest(params: Params) -> str:
 
 
 def decode(payload: bytes | bytearray | memoryview, expected: Signature | None) -> dict[str, Array]:
-    """Return the tensors of an encoding, as float32 views of `payload` (read-only where that is).
+    """Return the tensors of an encoding, as views of `payload` (read-only where that is).
 
     Args:
         payload: bytes from outside.
-        expected: the names and shapes that must be there; None accepts any.
+        expected: the names, shapes and types that must be there; None accepts any names and shapes, of float32.
 
     Raises:
         CodecError: `wrong_dtype`, `wrong_shape` (names, too), or `corrupt` for everything else.
@@ -55,7 +55,7 @@ def decode(payload: bytes | bytearray | memoryview, expected: Signature | None) 
     view = memoryview(payload).cast("B")
     layout = read_layout(bytes(view[: LENGTH_BYTES + MAX_HEADER_BYTES]), len(view), expected)
     return {
-        spec.name: np.frombuffer(view, FLOAT32, prod(spec.shape), layout.offsets[spec.name]).reshape(spec.shape)
+        spec.name: np.frombuffer(view, DTYPES[spec.dtype], prod(spec.shape), layout.offsets[spec.name]).reshape(spec.shape)
         for spec in layout.signature
     }
 
@@ -65,7 +65,7 @@ class FileParams(Mapping[str, Array]):
 
     Args:
         path: a file as `ParamsWriter` writes it; it must not change while this object is used.
-        expected: the names and shapes that must be there; None accepts any.
+        expected: the names, shapes and types that must be there; None accepts any names and shapes, of float32.
 
     Raises:
         CodecError: the file is not a canonical tensor set of that signature, or changed since it was opened.
@@ -94,7 +94,7 @@ class FileParams(Mapping[str, Array]):
             if _identity(file) != self._identity:
                 raise CodecError(f"{self.path} changed while it was read", reason=RejectReason.CORRUPT)
             file.seek(self.layout.offsets[name])
-            values = np.fromfile(file, FLOAT32, num_values)
+            values = np.fromfile(file, DTYPES[spec.dtype], num_values)
         if values.size != num_values:
             raise CodecError(f"{self.path} ends inside tensor {name!r}", reason=RejectReason.CORRUPT)
         return values.reshape(spec.shape)
@@ -138,7 +138,7 @@ class ParamsWriter:
         """Append the next tensor.
 
         Raises:
-            LocalProtocolError: it is not the next one in name order, or not float32 of its shape.
+            LocalProtocolError: it is not the next one in name order, or not of its type and shape.
         """
         if self._file is None:
             raise LocalProtocolError("ParamsWriter.write outside of its with block")
@@ -180,7 +180,7 @@ def write_params(path: Path, params: Params, *, durable: bool = True, signature:
 
     Args:
         path: replaced when it exists.
-        params: float32 tensors; each is asked for once, one at a time, and once more before where `signature` is not given.
+        params: tensors; each is asked for once, one at a time, and once more before where `signature` is not given.
         durable: also survive a power cut.
         signature: names and shapes of `params`, where the caller knows them: a mean is then computed once, not twice.
     """

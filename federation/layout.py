@@ -2,8 +2,9 @@
 
 We write the format ourselves, so that a digest never depends on a library's version: one tensor set has
 exactly one encoding, and its SHA-256 is what `sha256sum model.safetensors` prints. Canonical means: tensors
-in name order without gaps, float32 little-endian, no metadata, compact JSON header with the keys dtype,
-shape, data_offsets, padded with spaces to a multiple of 8 bytes. Anything else is refused.
+in name order without gaps, little-endian, no metadata, compact JSON header with the keys dtype, shape,
+data_offsets, padded with spaces to a multiple of 8 bytes. Anything else is refused. Models are float32; the
+types that a codec uses (F16, I8, U8) are taken only where the expected signature has them.
 
 Source of the format: https://huggingface.co/docs/safetensors (8-byte little-endian header length, JSON, data).
 """
@@ -18,7 +19,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from federation.errors import CodecError, LocalProtocolError, RejectReason
-from federation.params import Array, Signature, TensorSpec
+from federation.params import DTYPES, Array, Signature, TensorSpec
 
 MAX_HEADER_BYTES = 1 << 20
 """Longest header read: about 10,000 tensors, fifty times ResNet18's."""
@@ -27,7 +28,6 @@ MAX_DIMENSIONS = 8
 """More than any layer has, and well under numpy's limit."""
 
 LENGTH_BYTES = 8
-FLOAT32 = np.dtype("<f4")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +57,7 @@ def layout_of(signature: Signature) -> Layout:
         if len(spec.shape) > MAX_DIMENSIONS or any(size < 1 for size in spec.shape):
             raise LocalProtocolError(f"tensor {spec.name!r} can't be encoded with shape {spec.shape}")
         end = begin + spec.num_bytes
-        entries[spec.name] = {"dtype": "F32", "shape": list(spec.shape), "data_offsets": [begin, end]}
+        entries[spec.name] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [begin, end]}
         begin = end
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
@@ -72,11 +72,12 @@ def tensor_bytes(spec: TensorSpec, array: Array) -> memoryview:
     """Return a tensor's bytes on the wire, without a copy where it lies in memory that way.
 
     Raises:
-        LocalProtocolError: the array is not float32 of the given shape.
+        LocalProtocolError: the array is not of the given type and shape.
     """
-    if array.dtype != FLOAT32 or tuple(array.shape) != spec.shape:
-        raise LocalProtocolError(f"tensor {spec.name!r} must be float32 {spec.shape}, is {array.dtype} {tuple(array.shape)}")
-    return np.ascontiguousarray(array, FLOAT32).reshape(-1).data.cast("B")
+    dtype = DTYPES[spec.dtype]
+    if array.dtype != dtype or tuple(array.shape) != spec.shape:
+        raise LocalProtocolError(f"tensor {spec.name!r} must be {dtype} {spec.shape}, is {array.dtype} {tuple(array.shape)}")
+    return np.ascontiguousarray(array, dtype).reshape(-1).data.cast("B")
 
 
 def read_layout(head: bytes, total_bytes: int, expected: Signature | None) -> Layout:
@@ -85,7 +86,7 @@ def read_layout(head: bytes, total_bytes: int, expected: Signature | None) -> La
     Args:
         head: the first bytes: at least length prefix and header, or all there are.
         total_bytes: size of the whole encoding.
-        expected: the names and shapes that must be there; None accepts any.
+        expected: the names, shapes and types that must be there; None accepts any names and shapes, of float32.
 
     Raises:
         CodecError: as `decode`.
@@ -99,6 +100,7 @@ def read_layout(head: bytes, total_bytes: int, expected: Signature | None) -> La
     if len(header) < LENGTH_BYTES + header_bytes:
         _corrupt(f"the tensor header ends early: {len(header) - LENGTH_BYTES} of {header_bytes} bytes")
     signature = _signature_in(header[LENGTH_BYTES:])
+    _check_dtypes(signature, expected)
     if expected is not None and signature != expected:
         raise CodecError(_difference(signature, expected), reason=RejectReason.WRONG_SHAPE)
     try:
@@ -129,12 +131,21 @@ def _spec(name: str, entry: object) -> TensorSpec:
         _corrupt("a tensor name holds a lone surrogate")
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         _corrupt(f"header entry {name[:100]!r} must hold dtype, shape and data_offsets alone")
-    if entry["dtype"] != "F32":
-        raise CodecError(f"tensor {name[:100]!r} has dtype {str(entry['dtype'])[:20]!r}, not F32", reason=RejectReason.WRONG_DTYPE)
+    dtype = entry["dtype"]
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise CodecError(f"tensor {name[:100]!r} has dtype {str(dtype)[:20]!r}, not F32", reason=RejectReason.WRONG_DTYPE)
     shape = entry["shape"]
     if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS or not all(type(size) is int and 0 < size < 2**63 for size in shape):
         raise CodecError(f"tensor {name[:100]!r} has an impossible shape {str(shape)[:100]}", reason=RejectReason.WRONG_SHAPE)
-    return TensorSpec(name=name, shape=tuple(shape))
+    return TensorSpec(name=name, shape=tuple(shape), dtype=dtype)
+
+
+def _check_dtypes(signature: Signature, expected: Signature | None) -> None:
+    wanted = {spec.name: spec.dtype for spec in expected or ()}
+    for spec in signature:
+        if spec.dtype != wanted.get(spec.name, "F32"):
+            detail = f"tensor {spec.name[:100]!r} has dtype {spec.dtype}, not {wanted.get(spec.name, 'F32')}"
+            raise CodecError(detail, reason=RejectReason.WRONG_DTYPE)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -13,32 +13,46 @@ from numpy.typing import NDArray
 from federation.errors import CodecError, RejectReason
 
 Array: TypeAlias = NDArray[Any]
-"""One tensor; on the wire always float32, in sums float64."""
+"""One tensor: float32, in sums float64; of the encoded tensors of a codec, any type of `DTYPES`."""
 
 Params: TypeAlias = Mapping[str, Array]
 """Tensor name -> float32 array. May read its tensors from disk only when they are asked for."""
 
 
+DTYPES: Mapping[str, np.dtype[Any]] = {
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "I8": np.dtype("<i1"),
+    "U8": np.dtype("<u1"),
+}
+"""The types that tensors have on the wire, by safetensors' names. A model's are float32; codecs use the others."""
+
+_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorSpec:
-    """Name and shape of one float32 tensor."""
+    """Name, shape and type of one tensor."""
 
     name: str
     shape: tuple[int, ...]
+    dtype: str = "F32"
+    """One of `DTYPES`."""
 
     @property
     def num_bytes(self) -> int:
         """Size of the tensor's data in bytes."""
-        return 4 * prod(self.shape)
+        return DTYPES[self.dtype].itemsize * prod(self.shape)
 
 
 Signature: TypeAlias = tuple[TensorSpec, ...]
-"""The tensors of a model, sorted by name."""
+"""The tensors of a set, sorted by name."""
 
 
 def signature_of(params: Params) -> Signature:
-    """Return the names and shapes of `params`, sorted by name."""
-    return tuple(TensorSpec(name=name, shape=tuple(params[name].shape)) for name in sorted(params))
+    """Return names, shapes and types of `params`, sorted by name; a type that the wire has not counts as float32, and can't be encoded."""
+    arrays = ((name, params[name]) for name in sorted(params))
+    return tuple(TensorSpec(name=name, shape=tuple(array.shape), dtype=_DTYPE_NAMES.get(array.dtype, "F32")) for name, array in arrays)
 
 
 def num_parameters(signature: Signature) -> int:
