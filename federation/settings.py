@@ -12,9 +12,10 @@ from math import ceil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, ValidationError, model_validator
 
 from federation.errors import SettingsError
+from federation.setting_types import Settings
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 """A run's or node's name: fits one topic level, one certificate CN and one file name."""
@@ -37,19 +38,13 @@ ClassNames = Annotated[
 """The classes of a data set, in the order of their labels."""
 
 
-class Settings(BaseModel):
-    """Base of all settings: frozen, unknown names refused, no silent coercion of text or infinity."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
 class DataSettings(Settings):
     """Which images: a known name (`fedmq data list`), an `.npz` file, or a folder of class sub-folders."""
 
     name: Annotated[str, StringConstraints(min_length=1, max_length=500)] = "bloodmnist"
     size: Literal[28, 64, 128, 224] = 28
     """Image height and width in pixels (MedMNIST+ comes in all four; a folder's images are resized to it)."""
-    class_names: ClassNames = []
+    class_names: ClassNames = Field(default_factory=list)
     """Of a file or folder of one's own, in the order of the labels; a site may lack images of some of them. Empty: what the data say."""
 
 

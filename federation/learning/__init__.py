@@ -1,1 +1,1 @@
-"""The pieces of local training, one idea a file: loss, augmentation, schedule, optimiser. `federation.training` joins them."""
+"""What is learnt, and how, one idea a file: methods, codecs, and the pieces of local training that `federation.training` joins."""
