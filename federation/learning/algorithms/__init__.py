@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from federation.errors import SettingsError
 from federation.learning.algorithms.algorithm import Algorithm, NodeState, Trained, Trainer, Update, Upload, mean
+from federation.learning.algorithms.fedadam import FedAdam
 from federation.learning.algorithms.fedavg import FedAvg
 from federation.learning.algorithms.fedmedian import FedMedian
 from federation.learning.algorithms.fedprox import FedProx
@@ -16,6 +17,7 @@ from federation.learning.algorithms.fedprox import FedProx
 __all__ = ["ALGORITHMS", "Algorithm", "NodeState", "Trained", "Trainer", "Update", "Upload", "build_algorithm", "mean"]
 
 ALGORITHMS: Mapping[str, type[Algorithm]] = {
+    "fedadam": FedAdam,
     "fedavg": FedAvg,
     "fedmedian": FedMedian,
     "fedprox": FedProx,

@@ -1,0 +1,60 @@
+"""FedAdam: Adam on the server, with the mean change of the nodes' models as its gradient.
+
+    delta_t = sum_k (n_k / n) * w_k - w_t
+    m_t = beta1 * m_{t-1} + (1 - beta1) * delta_t
+    v_t = beta2 * v_{t-1} + (1 - beta2) * delta_t^2
+    w_{t+1} = w_t + eta * m_t / (sqrt(v_t) + tau)
+
+Reddi et al., "Adaptive Federated Optimization", ICLR 2021, algorithm 2, with m = 0 and v = tau^2 at the start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+
+from federation.learning.algorithms.algorithm import Algorithm, NodeState, Trainer, Update, mean
+from federation.learning.sets import Sets, TensorSet
+
+STATISTICS = ("running_mean", "running_var")
+"""BatchNorm's statistics, by the ends of their names: averaged, for an adaptive step could make a variance negative."""
+
+
+class FedAdam(Algorithm):
+    """Adaptive server optimiser. Set down and up: model; on the server: momentum, variance."""
+
+    class Settings(Algorithm.Settings):
+        """The server's optimiser."""
+
+        name: Literal["fedadam"] = "fedadam"
+        server_learning_rate: Annotated[float, Field(gt=0, le=100)] = 0.01
+        beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+        beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
+        tau: Annotated[float, Field(gt=0, le=1)] = 0.001
+        """How adaptive: the smaller, the more a weight's step depends on its own past. All four as in the paper's section 5."""
+
+    settings: Settings
+
+    def start(self, model: TensorSet) -> Sets:
+        """Return the model, no momentum, and the least variance."""
+        variance = model.zeros().map(lambda zeros: zeros + self.settings.tau**2)
+        return Sets({"model": model, "momentum": model.zeros(), "variance": variance})
+
+    def train(self, trainer: Trainer, sets: Sets, node: NodeState) -> Update:  # noqa: ARG002 - the seam's signature
+        """Return the trained model."""
+        trained = trainer.fit(sets["model"])
+        return trained.update(model=trained.model)
+
+    def aggregate(self, sets: Sets, updates: Sequence[Update]) -> Sets:
+        """Return the sets after one step of the server's optimiser."""
+        settings, model, average = self.settings, sets["model"], mean(updates, "model", weights="examples")
+        delta = average - model
+        momentum = sets["momentum"] * settings.beta1 + delta * (1 - settings.beta1)
+        variance = sets["variance"] * settings.beta2 + delta * delta * (1 - settings.beta2)
+        adapted = model + momentum * settings.server_learning_rate / variance.map(lambda values: np.sqrt(values) + settings.tau)
+        statistics = [name for name in model if name.endswith(STATISTICS)]
+        weights = [name for name in model if not name.endswith(STATISTICS)]
+        return Sets({"model": adapted.only(weights).joined(average.only(statistics)), "momentum": momentum, "variance": variance})
