@@ -13,6 +13,7 @@ from federation.learning.algorithms.fedadam import FedAdam
 from federation.learning.algorithms.fedavg import FedAvg
 from federation.learning.algorithms.fedmedian import FedMedian
 from federation.learning.algorithms.fedprox import FedProx
+from federation.learning.algorithms.scaffold import Scaffold
 
 __all__ = ["ALGORITHMS", "Algorithm", "NodeState", "Trained", "Trainer", "Update", "Upload", "build_algorithm", "mean"]
 
@@ -21,6 +22,7 @@ ALGORITHMS: Mapping[str, type[Algorithm]] = {
     "fedavg": FedAvg,
     "fedmedian": FedMedian,
     "fedprox": FedProx,
+    "scaffold": Scaffold,
 }
 """Every method by the name a run file calls it."""
 
