@@ -12,6 +12,7 @@ from federation.learning.algorithms.algorithm import Algorithm, NodeState, Train
 from federation.learning.algorithms.fedadam import FedAdam
 from federation.learning.algorithms.fedavg import FedAvg
 from federation.learning.algorithms.fedmedian import FedMedian
+from federation.learning.algorithms.fedper import FedPer
 from federation.learning.algorithms.fedprox import FedProx
 from federation.learning.algorithms.scaffold import Scaffold
 
@@ -21,6 +22,7 @@ ALGORITHMS: Mapping[str, type[Algorithm]] = {
     "fedadam": FedAdam,
     "fedavg": FedAvg,
     "fedmedian": FedMedian,
+    "fedper": FedPer,
     "fedprox": FedProx,
     "scaffold": Scaffold,
 }
