@@ -68,6 +68,9 @@ def main() -> int:
     except (SettingsError, DataError, CheckpointError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
+    except OSError as error:
+        sys.stderr.write(f"the disk failed ({error}): make room or mend it, then start again\n")
+        return 1
     telemetry = build_telemetry(config, service.record, is_superseded=lambda: service.is_superseded)
     telemetry.start()
     transport.start()

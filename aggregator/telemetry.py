@@ -86,7 +86,6 @@ class Telemetry:
 
     def start(self) -> None:
         """Begin to follow the run."""
-        self._append(self._monitor.started(*self._now()))
         if self._forwarder is not None:
             self._forwarder.start()
         self._thread.start()
@@ -126,6 +125,7 @@ class Telemetry:
             return
 
     def _run(self) -> None:
+        self._append(self._monitor.started(*self._now()))
         while not (self._stopping.is_set() and self._inbox.empty()):
             event: TransportEvent | None = None
             with suppress(queue.Empty):

@@ -1,6 +1,6 @@
 """An edge node's process: `python -m edge_node`, configured by `FEDMQ_` variables.
 
-Exit status: 0 the run has finished or a signal came, 1 the broker refused this node, 2 the settings are wrong.
+Exit status: 0 the run has finished or a signal came, 1 the broker refused this node or its disk failed, 2 the settings are wrong.
 """
 
 from __future__ import annotations
@@ -63,6 +63,9 @@ def main() -> int:
     except SettingsError as error:
         sys.stderr.write(f"{error}\n")
         return 2
+    except OSError as error:
+        sys.stderr.write(f"the disk failed ({error}): make room or mend it, then start again\n")
+        return 1
     try:
         return _serve_runs(config, data, problem, signer)
     finally:

@@ -56,6 +56,13 @@ class FetchFailed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DiskFailed:
+    """What an event asked for could not be done: the disk is full, gone or read-only."""
+
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingFinished:
     """An update of this round, trained from the global model `base_digest`, is stored."""
 
@@ -106,6 +113,7 @@ Event: TypeAlias = (
     | GlobalProgressed
     | GlobalCompleted
     | FetchFailed
+    | DiskFailed
     | TrainingFinished
     | TrainingFailed
     | UpdateLost

@@ -92,7 +92,7 @@ class OnnxDeployer:
         """
         try:
             return self._deploy(run, round_number, model, global_digest, params)
-        except FedMQError as error:
+        except (FedMQError, OSError) as error:
             logger.error("round=%d onnx=failed reason=%r", round_number, str(error))  # noqa: TRY400 - the sentence says it all
             return [failure_point("onnx", error, self._time_ns())]
         except Exception as error:  # a device without its own model still trains

@@ -15,6 +15,7 @@ from edge_node.events import (
     AckReceived,
     Deploy,
     Deployed,
+    DiskFailed,
     Effect,
     Event,
     FetchFailed,
@@ -105,6 +106,8 @@ class Participant:
                 return self._on_global(event)
             case FetchFailed():
                 return self._on_fetch_failed(event)
+            case DiskFailed():
+                return self._on_disk_failed(event)
             case TrainingFinished():
                 return self._on_trained(event, now)
             case TrainingFailed():
@@ -215,6 +218,12 @@ class Participant:
             # Asked for again as long as this node waits for the final model: somebody may make room.
             return [Note(text=problem, warning=True)]
         return self._sit_out(problem)
+
+    def _on_disk_failed(self, event: DiskFailed) -> list[Effect]:
+        if self.phase is Phase.FINISHING:
+            return []
+        where = f"round {self._round_number}: " if self._round_number is not None else ""
+        return self._sit_out(f"{where}the disk failed: {event.detail}")
 
     def _on_update_lost(self, event: UpdateLost) -> list[Effect]:
         if self.phase is not Phase.UPLOADING or self._plan is None or event.round_number != self._round_number:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import TypeAlias, assert_never
 
 from edge_node.events import (
     AckReceived,
     Deploy,
+    DiskFailed,
     Effect,
     Event,
     FetchFailed,
@@ -37,7 +39,7 @@ from federation import topics
 from federation.chunk_format import chunk_bytes_for, preferred_chunk_bytes
 from federation.chunks import Assembly, ChunkedFile, parse_chunk
 from federation.clock import Clock
-from federation.errors import RejectReason, RemoteProtocolError
+from federation.errors import LocalProtocolError, RejectReason, RemoteProtocolError
 from federation.messages import (
     MAX_PARAMS_BYTES,
     Ack,
@@ -127,6 +129,14 @@ class EdgeNodeService:
 
     def take(self, item: Item) -> None:
         """Take in one event, from the transport, from a background job or from the clock."""
+        try:
+            self._take(item)
+        except OSError as error:
+            # A restart would meet the same disk: this node stays, says so, and takes part once the disk does.
+            logger.error("run=%s disk=failed reason=%r", self._run, str(error))  # noqa: TRY400 - a sentence, not a bug
+            self._handle(DiskFailed(detail=str(error)))
+
+    def _take(self, item: Item) -> None:
         match item:
             case Connected():
                 self._max_packet_bytes = item.max_packet_bytes
@@ -187,8 +197,7 @@ class EdgeNodeService:
         try:
             return self._assemble(assembly, topic, payload)
         except OSError as error:
-            assembly.discard()
-            self._assembly = None
+            self._drop_assembly()
             return [FetchFailed(round_number=topic.round_number, detail=str(error))]
 
     def _assemble(self, assembly: Assembly, topic: topics.GlobalChunkTopic | topics.GlobalManifestTopic, payload: bytes) -> list[Event]:
@@ -269,9 +278,14 @@ class EdgeNodeService:
         self._extra_filters.clear()
         self._update = None
         self._plan_received_at = 0.0
-        if self._assembly is not None:
-            self._assembly.discard()
-            self._assembly = None
+        self._drop_assembly()
+
+    def _drop_assembly(self) -> None:
+        """Forget what has come of a global model; what a failing disk keeps of it goes with the round's folder."""
+        assembly, self._assembly = self._assembly, None
+        if assembly is not None:
+            with suppress(OSError):
+                assembly.discard()
 
     def _fetch_missing(self, round_number: int) -> None:
         if self._assembly is None:
@@ -323,9 +337,15 @@ class EdgeNodeService:
     def _source(self, round_number: int, sha256: str) -> ChunkedFile | None:
         """Return the stored update as a transfer; None when its file is not what was stored."""
         path = self._spool.update_path(round_number)
-        chunk_bytes = chunk_bytes_for(self._max_packet_bytes, preferred_chunk_bytes(path.stat().st_size))
-        if self._update is None or self._update.sha256 != sha256 or self._update.chunk_bytes != chunk_bytes:
-            self._update = ChunkedFile(path, chunk_bytes)
+        try:
+            chunk_bytes = chunk_bytes_for(self._max_packet_bytes, preferred_chunk_bytes(path.stat().st_size))
+            if self._update is None or self._update.sha256 != sha256 or self._update.chunk_bytes != chunk_bytes:
+                self._update = ChunkedFile(path, chunk_bytes)
+        except (OSError, LocalProtocolError) as error:
+            # Gone, unreadable, or of no bytes: a power cut leaves a name without content.
+            logger.warning("round=%d update=unreadable reason=%r", round_number, str(error))
+            self._update = None
+            return None
         return self._update if self._update.sha256 == sha256 else None
 
     def _publish_metrics(self, round_number: int, points: list[MetricPoint]) -> None:

@@ -74,7 +74,11 @@ class Spool:
         self.global_path(round_number).unlink(missing_ok=True)
 
     def forget_update(self, round_number: int) -> None:
-        """Delete the round's update."""
+        """Delete the round's update.
+
+        Raises:
+            OSError: the disk is read-only or fails.
+        """
         self.update_path(round_number).with_suffix(".json").unlink(missing_ok=True)
 
     def update_path(self, round_number: int) -> Path:

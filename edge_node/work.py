@@ -11,7 +11,7 @@ from edge_node.events import Deploy, Deployed, Event, TrainingFailed, TrainingFi
 from edge_node.spool import Spool
 from federation.clock import Clock
 from federation.codec import FileParams
-from federation.errors import TrainingCancelled
+from federation.errors import CodecError, FedMQError, TrainingCancelled
 from federation.messages import LocalMetrics, MetricPoint, RoundPlan
 from federation.params import Params
 from federation.settings import ModelSettings
@@ -121,16 +121,23 @@ class RoundWork:
             if self._followed_round() != round_number:
                 # Its files went with the round it was for.
                 return TrainingFailed(round_number=round_number, detail="cancelled: the round is over")
-            logger.exception("round=%d training=failed", round_number)
+            is_expected = isinstance(error, (FedMQError, OSError))
+            logger.log(logging.ERROR, "round=%d training=failed reason=%r", round_number, str(error), exc_info=not is_expected)
             return TrainingFailed(round_number=round_number, detail=f"{type(error).__name__}: {error}"[:400])
         return TrainingFinished(round_number=round_number, base_digest=plan.global_digest)
 
     def deploy(self, effect: Deploy) -> Event:
         """Make a global model the device's own, and publish what was measured."""
-        path = self._spool.global_path(effect.round_number)
-        if self._deployer is not None and path.exists():
+        deployed = Deployed(round_number=effect.round_number)
+        if self._deployer is not None:
             try:
-                params = dict(FileParams(path, None).items())
+                params = dict(FileParams(self._spool.global_path(effect.round_number), None).items())
+            except (OSError, CodecError) as error:
+                # The next round has begun and taken the file along, as a rule: then its model is deployed instead.
+                level = logging.INFO if self._followed_round() != effect.round_number else logging.WARNING
+                logger.log(level, "round=%d deploy=skipped reason=%r", effect.round_number, str(error))
+                return deployed
+            try:
                 points = self._deployer.deploy(
                     run=self._run,
                     round_number=effect.round_number,
@@ -141,4 +148,4 @@ class RoundWork:
                 self._publish(effect.round_number, points)
             except Exception:  # a device without its own model still trains
                 logger.exception("round=%d deploy=failed", effect.round_number)
-        return Deployed(round_number=effect.round_number)
+        return deployed

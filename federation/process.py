@@ -18,6 +18,8 @@ from typing import Any, Protocol
 
 from federation.clock import Clock
 
+logger = logging.getLogger(__name__)
+
 INBOX_SIZE = 64
 """Items waiting at most: 16 MiB of chunks. A full inbox makes the network thread wait, and so the broker."""
 
@@ -61,6 +63,7 @@ class Process:
         self._side_jobs: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
         self._heartbeat = heartbeat
         self._next_beat = 0.0
+        self._is_mute = False
         self.signal_name: str | None = None
 
     def put(self, item: object) -> None:
@@ -123,7 +126,15 @@ class Process:
     def _beat(self, now: float) -> None:
         if self._heartbeat is not None and now >= self._next_beat:
             self._next_beat = now + HEARTBEAT_SECONDS
-            self._heartbeat.touch()
+            try:
+                self._heartbeat.touch()
+            except OSError as error:
+                # The health check sees it, too: a process that can't keep this file can't keep its work either.
+                if not self._is_mute:
+                    logger.error("heartbeat=unwritable reason=%r", str(error))  # noqa: TRY400 - a sentence, not a bug
+                self._is_mute = True
+            else:
+                self._is_mute = False
 
     def _on_signal(self, number: int, _frame: object) -> None:
         self.signal_name = signal.Signals(number).name

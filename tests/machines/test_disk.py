@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 
@@ -12,31 +15,62 @@ from aggregator.round_folder import RoundFolder
 from federation import topics
 from federation.chunks import Assembly, Chunk
 from federation.messages import NodeStatus, parse
+from federation.transport import Connected
 from tests.machines.federation_pair import FederationPair
 from tests.machines.test_federation import assert_whole, expected_digest, results
+from tests.small_disk import remount, small_disk
 
 
-def damage(file: Path) -> None:
-    """Change one byte, as a power cut may."""
+def flip(file: Path) -> None:
+    """Change one byte, as a bad sector may."""
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
 
 
-def test_damaged_update_is_trained_again_to_the_same_bytes(tmp_path: Path) -> None:
+def empty(file: Path) -> None:
+    """Leave the name, as a power cut does to a file that was renamed and never synced."""
+    os.truncate(file, 0)
+
+
+def halve(file: Path) -> None:
+    """Leave the first half."""
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def shorten(file: Path) -> None:
+    """Take the last byte."""
+    os.truncate(file, file.stat().st_size - 1)
+
+
+def zero(file: Path) -> None:
+    """Leave the size, and nothing in it."""
+    size = file.stat().st_size
+    os.truncate(file, 0)
+    os.truncate(file, size)
+
+
+Damage: TypeAlias = Callable[[Path], None]
+DAMAGES = [flip, empty, halve, shorten, zero, Path.unlink]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["update.safetensors", "update.json"])
+def test_damaged_update_is_trained_again_to_the_same_bytes(tmp_path: Path, damage: Damage, name: str) -> None:
     pair = FederationPair(tmp_path, num_rounds=1)
     pair.start()
     folder = tmp_path / "n1" / "pair" / "1"
     pair.run(until=lambda: (folder / "update.json").exists())
     pair.kill("n1")
-    damage(folder / "update.safetensors")
+    damage(folder / name)
     pair.start_node("n1")
     pair.run()
     assert_whole(pair, num_rounds=1)
     assert pair.learners["n1"].num_trainings == 2
 
 
-def test_damaged_global_model_is_fetched_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_global_model_is_fetched_again(tmp_path: Path, damage: Damage) -> None:
     pair = FederationPair(tmp_path, num_rounds=1)
     pair.start()
     folder = tmp_path / "n1" / "pair" / "1"
@@ -48,6 +82,39 @@ def test_damaged_global_model_is_fetched_again(tmp_path: Path) -> None:
     assert pair.now < 1000.0 + 60.0, "within the node's patience, not at the round's deadline"
     pair.run()
     assert_whole(pair, num_rounds=1)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_update_that_is_damaged_under_its_node_is_trained_again(tmp_path: Path, damage: Damage) -> None:
+    """Between two connections, to brokers that take packets of different sizes."""
+    pair = FederationPair(tmp_path, num_rounds=1)
+    pair.start()
+    folder = tmp_path / "n1" / "pair" / "1"
+    pair.run(until=lambda: (folder / "update.json").exists())
+    service = pair.seats["n1"].service
+    assert service is not None
+    service.take(Connected(session_present=False, max_packet_bytes=4096))
+    damage(folder / "update.safetensors")
+    service.take(Connected(session_present=False, max_packet_bytes=4000))
+    pair.run()
+    assert_whole(pair, num_rounds=1)
+
+
+def test_node_whose_disk_turns_read_only_says_so_and_takes_part_once_it_is_mended(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A real disk: what can't be deleted, made or written costs the node its rounds, and no process."""
+    disk = tmp_path / "n2"
+    with small_disk(disk, "256m"):
+        pair = FederationPair(tmp_path, num_rounds=5, quorum=0.6, min_nodes=2)
+        pair.start()
+        pair.run(until=lambda: (disk / "pair" / "1" / "update.json").exists())
+        remount(disk, "ro")
+        topic = str(topics.StatusTopic("pair", "n2"))
+        pair.run(until=lambda: b"Read-only file system" in pair.broker.retained.get(topic, b""))
+        pair.run(until=lambda: len(results(pair)) == 2)
+        remount(disk, "rw")
+        pair.run()
+        assert [result.accepted for result in results(pair)][-1] == 3
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 def test_disk_that_fills_up_under_the_model_is_said_and_the_round_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +145,7 @@ def test_both_files_damaged_in_the_middle_of_a_run_change_no_digest(tmp_path: Pa
     pair.run(until=lambda: (folder / "update.json").exists())
     pair.kill("n0")
     for name in ("global.safetensors", "update.safetensors"):
-        damage(folder / name)
+        halve(folder / name)
     pair.start_node("n0")
     pair.run()
     assert pair.global_digest == expected_digest()
