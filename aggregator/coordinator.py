@@ -157,6 +157,12 @@ class Coordinator:
         """Return the nodes that can take part now, in node-id order."""
         return self._roster.fit()
 
+    def awaited(self) -> list[str]:
+        """Return the nodes whose updates the open round waits for, in node-id order."""
+        if self.phase is not Phase.COLLECTING or self._round is None:
+            return []
+        return [node for node in sorted(self._round.members) if self._round.expects(node)]
+
     # --- events ---------------------------------------------------------------------------------
 
     def handle(self, event: Event, now: float) -> list[Effect]:

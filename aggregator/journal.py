@@ -50,6 +50,8 @@ class Journal:
         """Where the reader keeps how far it is."""
         self.num_recorded = 0
         self.num_dropped = 0
+        self.last_summary: Point | None = None
+        """The newest `run_summary` that an earlier process recorded."""
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
         self._identities: OrderedDict[int, None] = OrderedDict()
@@ -72,6 +74,13 @@ class Journal:
             self.path.touch()
             self._size = self._cut_torn_line()
             self._remember_tail()
+
+    def first_time_ns(self) -> int | None:
+        """Return the time of the oldest point that is left; None before the first."""
+        for path in (self.previous_path, self.path):
+            with suppress(OSError, MessageError), path.open("rb") as file:
+                return parse_line(file.readline()).time_ns
+        return None
 
     @property
     def size(self) -> int:
@@ -192,8 +201,11 @@ class Journal:
                 file.readline()
             for line in file:
                 try:
-                    self._identities[hash(parse_line(line).identity)] = None
+                    point = parse_line(line)
                 except MessageError:
                     continue
+                self._identities[hash(point.identity)] = None
+                if point.measurement == "run_summary":
+                    self.last_summary = point
         while len(self._identities) > NUM_IDENTITIES:
             self._identities.popitem(last=False)

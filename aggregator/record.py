@@ -6,16 +6,19 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from aggregator.checkpoint import write_atomically
 from aggregator.journal import Journal
 from aggregator.round_points import points_of_result
+from aggregator.run_life import Life, begin_life
+from aggregator.run_summary import RoundsSoFar, RunFacts
+from federation.condition import RunCondition
 from federation.errors import MessageError
 from federation.messages import Evaluation, MetricPoint, MetricsReport, RoundResult
-from federation.metrics import Point, point_of_node
+from federation.metrics import SERVER, Point, point_of_node
 from federation.settings import RunSettings
 
 logger = logging.getLogger("aggregator")
@@ -47,6 +50,8 @@ class RunRecord:
     """Whether the service hands the nodes' points over; not where a `Telemetry` does."""
     num_rejected_points: int = 0
     """Points of nodes outside docs/metrics.md."""
+    so_far: RoundsSoFar = field(default_factory=RoundsSoFar)
+    """What came of the rounds until now. Replaced, never changed: another thread may read it."""
     _rounds: list[dict[str, Any]] = field(default_factory=list)
     _final: dict[str, Any] = field(default_factory=lambda: _final_scores(None))
     _global_digest: str = ""
@@ -59,6 +64,27 @@ class RunRecord:
         """What every point of this run is tagged with."""
         return {"run": self.settings.run, "strategy": self.settings.strategy.name}
 
+    @property
+    def facts(self) -> RunFacts:
+        """What does not change while the run goes on."""
+        return RunFacts(
+            dataset=self.settings.data.name,
+            method=self.settings.strategy.name,
+            num_classes=len(self.class_names),
+            num_rounds=self.settings.num_rounds,
+        )
+
+    def begin_life(self, now_ns: int) -> Life:
+        """Return which life of the run begins now, or goes on; once the folder is open.
+
+        Raises:
+            OSError: the folder can't be written.
+        """
+        life = begin_life(self.out_dir, is_resumed=self.is_resumed, first_point_ns=self.journal.first_time_ns(), now_ns=now_ns)
+        last = self.journal.last_summary
+        is_done = self.so_far.num_done >= self.settings.num_rounds
+        return replace(life, is_over=is_done and last is not None and last.fields["state"] == RunCondition.FINISHED)
+
     def open(self, global_digest: str) -> None:
         """Make the folder; without `is_resumed`, start its files anew."""
         self.out_dir.mkdir(parents=True, exist_ok=True)
@@ -68,6 +94,8 @@ class RunRecord:
             stored = json.loads(summary.read_text(encoding="utf-8"))
             self._rounds = stored["rounds"]
             self._final = stored["final"]
+            for entry in self._rounds:
+                self._go_on(entry)
         self.journal.open(is_resumed=self.is_resumed)
         self._write_summary()
 
@@ -79,17 +107,34 @@ class RunRecord:
         if evaluation is not None:
             self._final = _final_scores(evaluation)
         self._global_digest = result.next_global_digest
-        points = points_of_result(result, rounds=self._rounds, num_rounds=self.settings.num_rounds, tags=self.tags, time_ns=time_ns)
+        self._go_on(self._rounds[-1])
+        points = points_of_result(
+            result,
+            rounds=self._rounds,
+            num_rounds=self.settings.num_rounds,
+            class_names=self.class_names,
+            tags=self.tags,
+            time_ns=time_ns,
+        )
         self._record_points(points)
         self._write_summary()
+
+    def note_awaited(self, nodes: Sequence[str]) -> None:
+        """Keep whose updates the open round waits for."""
+        self.so_far = replace(self.so_far, awaited=tuple(nodes), is_evaluating=False)
+
+    def note_evaluating(self) -> None:
+        """Keep that the new global model is being tested."""
+        self.so_far = replace(self.so_far, awaited=(), is_evaluating=True)
 
     def add_metrics(self, node: str, report: MetricsReport) -> None:
         """Record a node's figures as they are stamped; the node's name comes from the topic, not from the report."""
         self._record_points(self.checked_points(node, report, now_ns=None))
 
     def add_own_metrics(self, points: Sequence[MetricPoint], round_number: int) -> None:
-        """Record figures that this side measured: they carry no node's name."""
-        sound = [point_of_node(point, tags=self.tags, round_number=round_number, now_ns=point.time_ns) for point in points]
+        """Record figures that this side measured, as those of the node `aggregator`."""
+        tags = {**self.tags, "node": SERVER}
+        sound = [point_of_node(point, tags=tags, round_number=round_number, now_ns=point.time_ns) for point in points]
         self._record_points(sound)
 
     def checked_points(self, node: str, report: MetricsReport, *, now_ns: int | None) -> list[Point]:
@@ -119,6 +164,9 @@ class RunRecord:
         """Store the final model beside the summary."""
         shutil.copyfile(model, self.out_dir / "model.safetensors")
         self._write_summary()
+
+    def _go_on(self, entry: Mapping[str, Any]) -> None:
+        self.so_far = self.so_far.after(entry, self._final["class_accuracy"], self.class_names)
 
     def _record_points(self, points: list[Point]) -> None:
         try:

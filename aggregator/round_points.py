@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from statistics import median
 from typing import Any
 
+from aggregator.class_points import class_label, row_fields
+from aggregator.run_summary import NUM_ROUNDS_FOR_ESTIMATE, RoundsSoFar
 from federation.errors import RejectReason
 from federation.messages import NodeOutcome, RoundResult
 from federation.metric_types import MAX_CONFUSION_CLASSES
 from federation.metrics import Point, make_point
 
-NUM_ROUNDS_FOR_ESTIMATE = 10
-"""Rounds whose median length foretells the rest: enough to outvote one straggler, few enough to follow a change."""
-
 _REASONS = frozenset(RejectReason) | {"late", "duplicate"}
 
 
 def points_of_result(
-    result: RoundResult, *, rounds: Sequence[Mapping[str, Any]], num_rounds: int, tags: Mapping[str, str], time_ns: int
+    result: RoundResult,
+    *,
+    rounds: Sequence[Mapping[str, Any]],
+    num_rounds: int,
+    class_names: Sequence[str],
+    tags: Mapping[str, str],
+    time_ns: int,
 ) -> list[Point]:
     """Return every point of one round.
 
@@ -26,6 +30,7 @@ def points_of_result(
         result: the round.
         rounds: the summary's rounds so far, this one last.
         num_rounds: the run's length.
+        class_names: in label order; empty where the data name none.
         tags: run and strategy.
         time_ns: when the round ended; all its points share it.
     """
@@ -38,19 +43,27 @@ def points_of_result(
         make_point("diagnostic", {**tags, "name": name}, {"value": value, **number}, time_ns) for name, value in result.diagnostics.items()
     ]
     for outcome in result.outcomes:
-        for index, share in enumerate(outcome.metrics.validation_class_accuracy if outcome.metrics else ()):
-            local = {**tags, "node": outcome.node, "class": f"{index:02d}"}
-            points.append(make_point("local_class_accuracy", local, {"value": share, **number}, time_ns))
+        shares = outcome.metrics.validation_class_accuracy if outcome.metrics else []
+        for index, label in enumerate(_labels(len(shares), class_names)):
+            local = {**tags, "node": outcome.node, "class": f"{index:02d}", "label": label}
+            points.append(make_point("local_class_accuracy", local, {"value": shares[index], **number}, time_ns))
     if result.evaluation is None:
         return points
-    for index, share in enumerate(result.evaluation.class_accuracy):
-        points.append(make_point("class_accuracy", {**tags, "class": f"{index:02d}"}, {"value": share, **number}, time_ns))
-    matrix = result.evaluation.confusion_matrix
-    if len(matrix) <= MAX_CONFUSION_CLASSES:
-        for index, row in enumerate(matrix):
+    shares, matrix = result.evaluation.class_accuracy, result.evaluation.confusion_matrix
+    labels = _labels(len(shares), class_names)
+    for index, label in enumerate(labels):
+        tagged = {**tags, "class": f"{index:02d}", "label": label}
+        row = matrix[index] if len(matrix) == len(shares) else []
+        told = row_fields(index, row, labels) if len(row) == len(shares) else {}
+        points.append(make_point("class_accuracy", tagged, {"value": shares[index], **told, **number}, time_ns))
+        if told and len(matrix) <= MAX_CONFUSION_CLASSES:
             counts = {f"predicted_{column:02d}": count for column, count in enumerate(row)}
-            points.append(make_point("confusion", {**tags, "class": f"{index:02d}"}, {**counts, **number}, time_ns))
+            points.append(make_point("confusion", tagged, {"images": told["images"], **counts, **number}, time_ns))
     return points
+
+
+def _labels(num_classes: int, class_names: Sequence[str]) -> list[str]:
+    return [class_label(index, class_names, num_classes) for index in range(num_classes)]
 
 
 def _round_fields(result: RoundResult, rounds: Sequence[Mapping[str, Any]], num_rounds: int) -> dict[str, Any]:
@@ -60,7 +73,9 @@ def _round_fields(result: RoundResult, rounds: Sequence[Mapping[str, Any]], num_
     phases = result.phase_seconds
     collect = phases.get("collect", 0.0)
     download, train = phases.get("download", 0.0), phases.get("train", 0.0)
-    recent = [entry["seconds"] for entry in rounds[-NUM_ROUNDS_FOR_ESTIMATE:]]
+    so_far = RoundsSoFar(
+        num_done=result.round_number, recent_seconds=tuple(entry["seconds"] for entry in rounds[-NUM_ROUNDS_FOR_ESTIMATE:])
+    )
     return {
         "round_number": result.round_number,
         **scores,
@@ -83,7 +98,7 @@ def _round_fields(result: RoundResult, rounds: Sequence[Mapping[str, Any]], num_
         "bytes_down": result.bytes_down,
         "num_rounds": num_rounds,
         "progress": min(1.0, result.round_number / num_rounds),
-        "seconds_left": max(0, num_rounds - result.round_number) * median(recent),
+        "seconds_left": so_far.seconds_left(num_rounds),
     }
 
 

@@ -260,6 +260,7 @@ class AggregatorService:
             case PublishRound():
                 self._transport.drop_pending(topics.global_prefix(self._run, effect.plan.round_number))
                 self._publisher.round(effect.plan)
+                self._record.note_awaited(self._coordinator.awaited())
             case CheckRounds():
                 if self._keeper is not None:
                     self._keeper.begin_check(effect.suspects)
@@ -271,6 +272,7 @@ class AggregatorService:
                 self._publisher.global_model(effect.round_number, effect.global_digest)
             case SendAck():
                 self._publisher.ack(effect, epoch=self._coordinator.position.epoch)
+                self._record.note_awaited(self._coordinator.awaited())
             case RestoreUpdate():
                 self._publisher.restore_update(effect, *self._collector.record(effect.node))
             case RequestMissing():
@@ -280,6 +282,7 @@ class AggregatorService:
             case Aggregate():
                 self._background(lambda: self._guard(lambda: self._aggregate(effect)))
             case Evaluate():
+                self._record.note_evaluating()
                 self._background(lambda: self._guard(lambda: self._evaluate_global(effect)))
             case PublishResult():
                 self._check_leadership()

@@ -23,10 +23,11 @@ from aggregator.broker_figures import FIELD_OF_TOPIC
 from aggregator.forwarder import Forwarder
 from aggregator.monitor import Monitor
 from aggregator.record import RunRecord
+from aggregator.run_life import Life
 from federation import topics
 from federation.clock import Clock
 from federation.errors import RemoteProtocolError
-from federation.transport import Connected, Delivered, Refused, Transport, TransportEvent
+from federation.transport import Connected, Delivered, Disconnected, Refused, Transport, TransportEvent
 
 logger = logging.getLogger("aggregator")
 
@@ -109,6 +110,13 @@ class Telemetry:
         if self._forwarder is not None:
             self._forwarder.stop(timeout_seconds)
 
+    def _begin_life(self, now_ns: int) -> Life | None:
+        try:
+            return self._record.begin_life(now_ns)
+        except OSError as error:  # a full disk costs points, never a run
+            logger.error("run=%s life=unwritable reason=%r", self._record.settings.run, str(error))  # noqa: TRY400 - expected, no trace
+            return None
+
     def _await_goodbyes(self, timeout_seconds: float) -> None:
         """Wait until every node has left: each deploys and measures the final model first."""
         give_up_at = self._clock.monotonic() + timeout_seconds
@@ -125,7 +133,8 @@ class Telemetry:
             return
 
     def _run(self) -> None:
-        self._append(self._monitor.started(*self._now()))
+        now, now_ns = self._now()
+        self._append(self._monitor.started(now, now_ns, self._begin_life(now_ns)))
         while not (self._stopping.is_set() and self._inbox.empty()):
             event: TransportEvent | None = None
             with suppress(queue.Empty):
@@ -157,6 +166,9 @@ class Telemetry:
                 if self._is_new or not event.session_present:
                     self._transport.subscribe(self._filters())
                 self._is_new = False
+                self._monitor.linked(self._clock.monotonic(), is_connected=True)
+            case Disconnected():
+                self._monitor.linked(self._clock.monotonic(), is_connected=False)
             case Delivered():
                 self._on_delivered(event)
             case Refused():

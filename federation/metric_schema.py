@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from federation.metric_types import MAX_CONFUSION_CLASSES, NUM_CORE_FIELDS, Measurement, MetricField
+from federation.metric_types import MAX_CONFUSION_CLASSES, NUM_CORE_FIELDS, Measurement
 from federation.metric_types import float_field as _float
 from federation.metric_types import integer_field as _integer
+from federation.metric_types import text_field as _text
 
 _ROUND_NUMBER = _integer("round_number", "", "round the point belongs to, from 1")
 
@@ -48,20 +49,57 @@ _ROUND = Measurement(
         _float("seconds_left", "s", "rounds left times the median of the last ten rounds"),
     ),
 )
+_RUN_SUMMARY = Measurement(
+    name="run_summary",
+    sender="aggregator",
+    when="at its start, each change of state, each round's result, the end, and every 30 s between (then a few of the fields)",
+    keep="rounds",
+    tags=(),
+    fields=(
+        _integer("state", "", "0 paused, 1 waiting, 2 training, 3 evaluating, 4 finished, 5 stopped, 6 failed; ended from 4 on"),
+        _integer("life", "", "1, 2, ...: once, in the first point of each life of a run"),
+        _integer("seen_ms", "ms", "this point's time, since 1970"),
+        _text("note", "what the run waits for, or why it has ended"),
+        _text("dataset", "name of the data set"),
+        _text("method", "name of the strategy"),
+        _integer("num_classes", "classes", "of the data set"),
+        _integer("started_ms", "ms", "beginning of the present life, since 1970; a resumed run keeps it"),
+        _integer("ended_ms", "ms", "its end, since 1970; at the end only"),
+        _text("until", "`now`; at the end, that moment and a second more, in ms since 1970: where links to the run end"),
+        _integer("rounds_done", "rounds", "that have a result"),
+        _integer("num_rounds", "rounds", "the run's length"),
+        _text("rounds", "both: `5 of 12`"),
+        _integer("nodes_online", "nodes", "connected"),
+        _integer("num_nodes", "nodes", "known, or as many as a round needs"),
+        _text("nodes", "both: `3 of 3`"),
+        _float("accuracy", "share", "of the last global model on the whole test set"),
+        _float("f1_macro", "share", "macro F1 there"),
+        _float("worst_accuracy", "share", "recall of the worst class there"),
+        _text("worst_class", "its label"),
+        _float("seconds", "s", "length of the run so far"),
+        _float("seconds_left", "s", "rounds left times the median of the last ten; only while training or evaluating"),
+    ),
+)
 _CLASS_ACCURACY = Measurement(
     name="class_accuracy",
     sender="aggregator",
     when="at each round's result, one a class",
     keep="rounds",
-    tags=("class",),
-    fields=(_ROUND_NUMBER, _float("value", "share", "recall of the class on the test set")),
+    tags=("class", "label"),
+    fields=(
+        _ROUND_NUMBER,
+        _float("value", "share", "recall of the class on the test set"),
+        _integer("images", "images", "of the class there"),
+        _text("taken_for", "label of the commonest wrong class of its images, or `none`"),
+        _float("taken_for_share", "share", "of its images that were taken for that class"),
+    ),
 )
 _LOCAL_CLASS_ACCURACY = Measurement(
     name="local_class_accuracy",
     sender="aggregator",
     when="at each round's result, one an accepted node and class",
     keep="rounds",
-    tags=("node", "class"),
+    tags=("node", "class", "label"),
     fields=(_ROUND_NUMBER, _float("value", "share", "recall of the class by the received global model on the node's validation share")),
 )
 _CONFUSION = Measurement(
@@ -69,9 +107,10 @@ _CONFUSION = Measurement(
     sender="aggregator",
     when=f"at each round's result, one a true class, up to {MAX_CONFUSION_CLASSES} classes",
     keep="rounds",
-    tags=("class",),
+    tags=("class", "label"),
     fields=(
         _ROUND_NUMBER,
+        _integer("images", "images", "of the true class"),
         *(_integer(f"predicted_{index:02d}", "images", f"taken for class {index}") for index in range(MAX_CONFUSION_CLASSES)),
     ),
 )
@@ -103,7 +142,7 @@ _EVENT = Measurement(
     when="when it happens",
     keep="rounds",
     tags=("node", "kind"),
-    fields=(_ROUND_NUMBER, MetricField("text", "text", "", "the event as a sentence; the dashboards' annotations")),
+    fields=(_ROUND_NUMBER, _text("text", "the event as a sentence")),
 )
 _TRAIN = Measurement(
     name="train",
@@ -124,7 +163,7 @@ _TRAIN = Measurement(
 _INFERENCE = Measurement(
     name="inference",
     sender="node",
-    when="after a round, one an engine; by the aggregator, without tag `node`, on the test set",
+    when="after a round, one an engine; by the server, as node `aggregator`, on the test set",
     keep="rounds",
     tags=("node", "engine", "reason"),
     fields=(
@@ -193,10 +232,11 @@ _DEVICE = Measurement(
 _NODE = Measurement(
     name="node",
     sender="aggregator",
-    when="when a node's status changes, and every 30 s",
+    when="when a node's status or state changes, and every 30 s",
     keep="samples",
     tags=("node",),
     fields=(
+        _integer("state", "", "0 offline, 1 silent (connected, nothing heard for 60 s), 2 unfit (online with a problem), 3 online"),
         _integer("online", "0/1", "connected"),
         _integer("fit", "0/1", "online and without a problem"),
         _integer("num_examples", "images", "it trains on"),
@@ -262,6 +302,7 @@ MEASUREMENTS: Mapping[str, Measurement] = MappingProxyType(
     {
         measurement.name: measurement
         for measurement in (
+            _RUN_SUMMARY,
             _ROUND,
             _CLASS_ACCURACY,
             _LOCAL_CLASS_ACCURACY,

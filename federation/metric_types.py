@@ -33,6 +33,8 @@ _TAG_VALUES: Mapping[str, re.Pattern[str]] = MappingProxyType(
         "kind": re.compile("|".join(EVENT_KINDS)),
         "reason": re.compile(r"[a-z_]{1,40}"),
         "name": re.compile(r"[A-Za-z0-9_.-]{1,64}"),
+        # Number and name of a class; a quote or backslash would break the pages' JSON aliases.
+        "label": re.compile(r'[^"\\\x00-\x1f\x7f]{1,80}'),
     }
 )
 
@@ -77,3 +79,8 @@ def float_field(name: str, unit: str, meaning: str) -> MetricField:
 def integer_field(name: str, unit: str, meaning: str) -> MetricField:
     """Return a field of whole numbers."""
     return MetricField(name, "integer", unit, meaning)
+
+
+def text_field(name: str, meaning: str) -> MetricField:
+    """Return a field of text: only the aggregator's own points have one."""
+    return MetricField(name, "text", "", meaning)

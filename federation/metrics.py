@@ -18,6 +18,9 @@ from federation.metric_types import Measurement, MetricField
 
 Value: TypeAlias = float | int | str
 
+SERVER = "aggregator"
+"""Stands for a node in the server's own ONNX figures; no node may have this name (fedmq/site.py)."""
+
 MAX_TEXT_CHARACTERS = 500
 """Longest text field; only the aggregator's own events have one."""
 

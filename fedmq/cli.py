@@ -7,6 +7,7 @@ Rooms are imported inside the commands: `fedmq predict` must run where torch is 
 from __future__ import annotations
 
 import sys
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -67,7 +68,7 @@ def demo(
     as_json: JsonOption = False,
 ) -> None:
     """Train across processes on this machine over a private Mosquitto: no Docker, no set-up."""
-    from fedmq.demo import choose_data, run_demo
+    from fedmq.demo import choose_data, demo_name, run_demo
 
     with sentences():
         environment = command_environment()
@@ -76,7 +77,9 @@ def demo(
             settings = load_settings(run_file)
         else:
             name = data or choose_data(environment.data_dir, environment.cache_dir)
-            settings = _demo_settings(name, nodes=nodes, rounds=rounds, alpha=alpha, epochs=epochs, seed=seed)
+            settings = _demo_settings(
+                name, run=demo_name(datetime.now(UTC)), nodes=nodes, rounds=rounds, alpha=alpha, epochs=epochs, seed=seed
+            )
         settings = simulated(settings)
         folder = check_out_dir(out) if out else new_folder(Path("out"), "demo")
         if not as_json:
@@ -120,11 +123,11 @@ def _refuse_other_settings(context: typer.Context) -> None:
         raise SettingsError(f"--file takes all settings from the run file: leave out {flags}, or write them into the file")
 
 
-def _demo_settings(name: str, *, nodes: int, rounds: int, alpha: float, epochs: int, seed: int) -> Any:
+def _demo_settings(name: str, *, run: str, nodes: int, rounds: int, alpha: float, epochs: int, seed: int) -> Any:
     from federation.settings import parse_settings
 
     values = {
-        "run": "demo",
+        "run": run,
         "seed": seed,
         "num_rounds": rounds,
         "data": {"name": name},

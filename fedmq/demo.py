@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from types import FrameType
 
@@ -35,6 +37,11 @@ STOP_SECONDS = 15.0
 """How long the processes may take to stop before they are killed."""
 
 LOG_LINES = 20
+
+
+def demo_name(now: datetime) -> str:
+    """Return a run's name that no other demo has, here or elsewhere: in a database, two runs of one name would be one."""
+    return f"demo-{now:%Y%m%d}-{secrets.token_hex(3)}"
 
 
 def choose_data(data_dir: Path | None, cache_dir: Path) -> str:

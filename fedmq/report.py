@@ -14,13 +14,11 @@ from typing import Annotated, Any
 import typer
 
 from federation.errors import DataError, SettingsError
+from federation.metrics import SERVER
 from fedmq.console import JsonOption, out, print_json, sentences
 from fedmq.options import CommandEnvironment, command_environment
 from fedmq.report_page import figure, page, paragraph, section, table
 from fedmq.run_data import RunData, fetch_run, read_run
-
-SERVER = "aggregator"
-"""Stands for a node where the server's own ONNX figures, recorded without one, are shown."""
 
 MAX_MATRIX_CLASSES = 40
 
@@ -146,7 +144,10 @@ def _facts(run: RunData) -> str:
     data = f"on {summary['data']}, " if summary["data"] else ""
     sizes = f"{summary['strategy']} {data}{summary['num_nodes']} nodes, {len(summary['rounds'])} rounds"
     seed = f", seed {summary['seed']}" if summary["seed"] is not None else ""
-    return f'{paragraph(sizes + seed + ".")}<p class="note">Digest of the final global model: <code>{summary["global_digest"]}</code></p>'
+    last = run.last_known()
+    told = paragraph(f"{last[0].word.capitalize()}: {last[1]}.") if last else ""
+    digest = f'<p class="note">Digest of the final global model: <code>{summary["global_digest"]}</code></p>'
+    return paragraph(sizes + seed + ".") + told + digest
 
 
 def _final(runs: Sequence[RunData]) -> str:

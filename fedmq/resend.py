@@ -48,7 +48,14 @@ def resend_points(results: Sequence[RoundResult], records: RunRecords, environ: 
         for result in results:
             entries.append(summary_entry(result, entries[-1] if entries else None))
             tags = {"run": result.run, "strategy": result.strategy}
-            points = points_of_result(result, rounds=entries, num_rounds=num_rounds, tags=tags, time_ns=times[result.round_number])
+            points = points_of_result(
+                result,
+                rounds=entries,
+                num_rounds=num_rounds,
+                class_names=records.class_names,
+                tags=tags,
+                time_ns=times[result.round_number],
+            )
             num_points += len(points) - database.write(points)
     finally:
         database.close()

@@ -10,9 +10,11 @@ from typing import Any
 
 from federation import topics
 from federation.broker_address import BrokerAddress
+from federation.condition import RunCondition
 from federation.errors import DataError, MessageError, RemoteProtocolError
 from federation.messages import RoundResult, RunState, parse
 from federation.metrics import Point, parse_line
+from fedmq.derived_points import History
 from fedmq.observer import read_retained
 
 
@@ -32,6 +34,11 @@ class RunData:
         for point in self.points:
             if point.measurement == measurement and all(point.tags.get(name) == value for name, value in tags.items()):
                 yield point
+
+    def last_known(self) -> tuple[RunCondition, str] | None:
+        """Return what state the run was last in, and what it waited for or why it had ended; None without any point."""
+        points = [*self.of("run_summary")] or [*History(self.points).summaries()]
+        return (RunCondition(int(points[-1].fields["state"])), str(points[-1].fields["note"])) if points else None
 
     @property
     def class_names(self) -> list[str]:

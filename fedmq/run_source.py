@@ -50,6 +50,8 @@ class RunRecords:
     """As the broker holds it; None without a broker."""
     settings: RunSettings | None
     out_dir: Path
+    class_names: tuple[str, ...]
+    """In label order; none where the run's folder is not here."""
     is_archived: bool
     """Whether there is an archive to be read, which holds a run from its first round on."""
 
@@ -104,7 +106,14 @@ def open_records(run: str, origin: Origin, address: BrokerAddress, out_dir: Path
             else:
                 source = broker if origin == "broker" else EitherSource(broker, archive)
         is_archived = origin != "broker" and bool(archive.round_numbers())
-        yield RunRecords(source=source, state=state, settings=_settings_of(state, out_dir), out_dir=out_dir, is_archived=is_archived)
+        yield RunRecords(
+            source=source,
+            state=state,
+            settings=_settings_of(state, out_dir),
+            out_dir=out_dir,
+            class_names=read_class_names(out_dir),
+            is_archived=is_archived,
+        )
 
 
 def locate_run(run: str, out: Path | None, origin: Origin) -> tuple[str, Path, Origin]:
@@ -130,6 +139,15 @@ def find_trusted_keys(stated: Path | None, out_dir: Path) -> TrustedKeys | None:
         return TrustedKeys(stated)
     left = out_dir / "trusted_keys"
     return TrustedKeys(left) if left.is_dir() else None
+
+
+def read_class_names(out_dir: Path) -> tuple[str, ...]:
+    """Return the classes' names in label order, as a run's folder says; none where it does not."""
+    try:
+        names = json.loads((out_dir / "settings.json").read_bytes())["class_names"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ()
+    return tuple(str(name) for name in names) if isinstance(names, list) else ()
 
 
 def _settings_of(state: RunState | None, out_dir: Path) -> RunSettings | None:

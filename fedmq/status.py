@@ -6,6 +6,7 @@ from typing import Any
 
 from federation import topics
 from federation.broker_address import BrokerAddress
+from federation.condition import condition_of_node, condition_of_run
 from federation.errors import RemoteProtocolError
 from federation.messages import NodeStatus, RunState, parse
 from fedmq.console import JsonOption, print_json, print_table, sentences
@@ -31,9 +32,9 @@ def status(
     if as_json:
         print_json({"runs": states, "nodes": nodes})
         return
-    rows = [(s["run"], s["phase"], f"{s['round_number']}/{s['num_rounds']}", s["strategy"], s["reason"]) for s in states]
-    print_table("runs", ("run", "phase", "round", "strategy", "reason"), rows)
-    facts = [(n["run"], n["node"], "online" if n["online"] else "offline", n["num_examples"], n["num_cores"], n["problem"]) for n in nodes]
+    rows = [(s["run"], s["state"], f"{s['round_number']}/{s['num_rounds']}", s["strategy"], s["reason"]) for s in states]
+    print_table("runs", ("run", "state", "round", "strategy", "reason"), rows)
+    facts = [(n["run"], n["node"], n["state"], n["num_examples"], n["num_cores"], n["problem"]) for n in nodes]
     print_table("nodes", ("run", "node", "state", "examples", "cores", "problem"), facts)
 
 
@@ -45,9 +46,11 @@ def describe(messages: dict[str, bytes]) -> tuple[list[dict[str, Any]], list[dic
         try:
             match topics.parse_topic(name):
                 case topics.StateTopic():
-                    states.append(parse(RunState, payload).model_dump(mode="json"))
+                    state = parse(RunState, payload)
+                    states.append({**state.model_dump(mode="json"), "state": condition_of_run(state).word})
                 case topics.StatusTopic(run=run):
-                    nodes.append({"run": run, **parse(NodeStatus, payload).model_dump(mode="json")})
+                    status = parse(NodeStatus, payload)
+                    nodes.append({"run": run, **status.model_dump(mode="json"), "state": condition_of_node(status).word})
         except RemoteProtocolError:
             continue
     return states, nodes

@@ -13,6 +13,7 @@ from rich.live import Live
 
 from federation import topics
 from federation.broker_address import BrokerAddress
+from federation.condition import condition_of_run
 from federation.errors import DataError, RemoteProtocolError, TransportError
 from federation.messages import RunState, parse
 from federation.mqtt import MqttTransport
@@ -131,7 +132,7 @@ def find_run(address: BrokerAddress) -> str:
             states.append(parse(RunState, payload))
         except RemoteProtocolError:
             continue
-    active = [state for state in states if state.phase not in {"finished", "stopped"}] or states
+    active = [state for state in states if not condition_of_run(state).has_ended] or states
     if len(active) == 1:
         return active[0].run
     if not active:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from federation import topics
+from federation.condition import NodeCondition, RunCondition, condition_of_node, condition_of_run
 from federation.errors import RemoteProtocolError
 from federation.messages import MetricsReport, NodeStatus, RoundResult, RunState, parse
 
@@ -21,7 +23,22 @@ SHOWN_ROUNDS = 12
 """What fits beside the rest on a terminal of 40 lines."""
 
 BARS = "▁▂▃▄▅▆▇█"
-PHASE_COLOURS = {"waiting": "yellow", "training": "green", "paused": "yellow", "finished": "blue", "stopped": "red"}
+RUN_COLOURS = {
+    RunCondition.PAUSED: "yellow",
+    RunCondition.WAITING: "magenta",
+    RunCondition.TRAINING: "blue",
+    RunCondition.EVALUATING: "blue",
+    RunCondition.FINISHED: "green",
+    RunCondition.STOPPED: "bright_black",
+    RunCondition.FAILED: "red",
+}
+NODE_COLOURS = {
+    NodeCondition.OFFLINE: "red",
+    NodeCondition.SILENT: "yellow",
+    NodeCondition.UNFIT: "magenta",
+    NodeCondition.ONLINE: "green",
+}
+"""As on the Grafana pages, as near as a terminal's colours come."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -36,6 +53,9 @@ class WatchState:
     """Node -> measurement (and engine) -> the last fields."""
     num_ignored: int = 0
     """Messages that are not of the protocol."""
+    monotonic: Callable[[], float] = time.monotonic
+    heard_at: dict[str, float] = field(default_factory=dict)
+    """Node -> when it last reported something."""
 
     def take(self, topic: str, payload: bytes) -> None:
         """Take in one message; what does not parse is counted and ignored."""
@@ -58,15 +78,20 @@ class WatchState:
     @property
     def has_ended(self) -> bool:
         """Whether the run has."""
-        return self.state is not None and self.state.phase in {"finished", "stopped"}
+        return self.state is not None and condition_of_run(self.state).has_ended
+
+    def condition_of(self, node: str) -> NodeCondition:
+        """Return what state a node is in."""
+        now = self.monotonic()
+        return condition_of_node(self.statuses[node], silent_seconds=now - self.heard_at.get(node, now))
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as one JSON document."""
         rounds = [self.results[number].model_dump(mode="json") for number in sorted(self.results)]
         return {
             "run": self.run,
-            "state": self.state.model_dump(mode="json") if self.state else None,
-            "nodes": [self.statuses[node].model_dump(mode="json") for node in sorted(self.statuses)],
+            "state": {**self.state.model_dump(mode="json"), "state": condition_of_run(self.state).word} if self.state else None,
+            "nodes": [{**self.statuses[n].model_dump(mode="json"), "state": self.condition_of(n).word} for n in sorted(self.statuses)],
             "rounds": rounds,
             "figures": self.figures,
         }
@@ -79,6 +104,7 @@ class WatchState:
         return Group(*parts)
 
     def _take_report(self, node: str, report: MetricsReport) -> None:
+        self.heard_at[node] = self.monotonic()
         known = self.figures.setdefault(node, {})
         for point in report.points:
             name = f"inference {point.tags.get('engine', '')}" if point.measurement == "inference" else point.measurement
@@ -88,11 +114,12 @@ class WatchState:
         state = self.state
         if state is None:
             return Panel(f"waiting for run {self.run} to appear on the broker", title="FedMQ", border_style="yellow")
-        colour = PHASE_COLOURS[state.phase]
+        condition = condition_of_run(state)
+        colour = RUN_COLOURS[condition]
         scores = [result.evaluation.accuracy for _, result in sorted(self.results.items()) if result.evaluation]
         best = f"   best {max(scores):.4f}" if scores else ""
         line = Text.assemble(
-            (state.phase, f"bold {colour}"), f"   round {state.round_number} of {state.num_rounds}   {state.strategy}", best
+            (condition.word, f"bold {colour}"), f"   round {state.round_number} of {state.num_rounds}   {state.strategy}", best
         )
         if state.reason:
             line.append(f"   {state.reason}", style="dim")
@@ -131,11 +158,9 @@ class WatchState:
         for node, status in sorted(self.statuses.items()):
             known = self.figures.get(node, {})
             train, device = known.get("train", {}), known.get("device", {})
-            state = (
-                Text("offline", style="red")
-                if not status.online
-                else Text(status.problem or "online", "yellow" if status.problem else "green")
-            )
+            condition = self.condition_of(node)
+            told = f": {status.problem}" if condition is NodeCondition.UNFIT else ""
+            state = Text(condition.word + told, NODE_COLOURS[condition])
             table.add_row(
                 node,
                 state,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import signal
 import subprocess
 import time
@@ -106,8 +107,8 @@ def test_ends_well_and_shows_its_results(demo: Demo) -> None:
 def test_summary_has_exactly_the_promised_shape(demo: Demo) -> None:
     summary = demo.summary
     assert set(summary) == RUN_KEYS | EXTRA_KEYS
-    assert (summary["run"], summary["strategy"], summary["data"], summary["num_nodes"], summary["seed"]) == (
-        "demo",
+    assert re.fullmatch(r"demo-\d{8}-[0-9a-f]{6}", summary["run"])
+    assert (summary["strategy"], summary["data"], summary["num_nodes"], summary["seed"]) == (
         "fedavg",
         "digits",
         NUM_NODES,
@@ -158,7 +159,7 @@ def test_curves_are_a_picture(demo: Demo) -> None:
 def test_metrics_are_one_json_point_a_line(demo: Demo) -> None:
     points = [json.loads(line) for line in (demo.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert all(set(point) == {"measurement", "tags", "fields", "time_ns"} and point["fields"] for point in points)
-    assert {point["tags"]["run"] for point in points} == {"demo"}
+    assert {point["tags"]["run"] for point in points} == {demo.summary["run"]}
     rounds = [point["fields"] for point in points if point["measurement"] == "round"]
     assert [fields["accuracy"] for fields in rounds] == [entry["accuracy"] for entry in demo.summary["rounds"]]
     trained = {(point["tags"]["node"]) for point in points if point["measurement"] == "train"}

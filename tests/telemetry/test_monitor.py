@@ -30,7 +30,8 @@ def monitor(tmp_path: Path) -> Monitor:
     settings = parse_settings({"run": "r", "num_rounds": 5, "rounds": {"deadline_seconds": 100.0}})
     record = RunRecord(out_dir=tmp_path, settings=settings, num_nodes=3)
     machine = Monitor(record)
-    machine.started(*at())
+    record.open("a" * 64)
+    machine.started(*at(), record.begin_life(START))
     return machine
 
 
