@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import zip_longest
 from math import ceil
 
 from federation.messages import NodeStatus
@@ -35,9 +36,10 @@ class Expectation:
             )
         theirs, ours = tuple(status.class_names), self.class_names
         if theirs and ours and theirs != ours:
-            label = next(label for label, names in enumerate(zip(theirs, ours, strict=True)) if names[0] != names[1])
+            # Either may end before the other: what a node says of itself need not agree with itself.
+            label, (own, run) = next(pair for pair in enumerate(zip_longest(theirs, ours)) if pair[1][0] != pair[1][1])
             return (
-                f"sits out: its class {label} is {theirs[label]!r}, this run's {ours[label]!r}: "
+                f"sits out: its class {label} is {own or 'missing'!r}, this run's {run or 'missing'!r}: "
                 "set FEDMQ_CLASS_NAMES on the node to the run's classes, in their order"
             )
         return None if status.num_examples > 0 else "sits out: it has no examples"

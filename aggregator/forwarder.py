@@ -22,6 +22,9 @@ BATCH_BYTES = 1 << 20
 GATHER_SECONDS = 0.5
 """Points of one moment leave together."""
 
+REQUEST_SECONDS = 15.0
+"""Longest write to the database that a stopping forwarder sits out."""
+
 IDLE_SECONDS = 5.0
 FIRST_BACK_OFF_SECONDS = 1.0
 LONGEST_BACK_OFF_SECONDS = 30.0
@@ -65,7 +68,8 @@ class Forwarder:
         self._give_up_at = time.monotonic() + timeout_seconds
         self._stopping.set()
         self._journal.arrived.set()
-        self._thread.join(timeout_seconds + 15.0)
+        # A request under way may take some seconds more, where there are some.
+        self._thread.join(timeout_seconds + min(timeout_seconds, REQUEST_SECONDS))
         return self.num_waiting_bytes == 0
 
     def _run(self) -> None:

@@ -3,7 +3,7 @@
 Follows all updates, statuses and metrics, and clears what no round asked for (docs/security.md). Configured by the
 same `FEDMQ_BROKER_` variables as the aggregator, and `FEDMQ_STATE_DIR` for its heartbeat.
 
-Exit status: 0 a signal came, 1 the broker refused it, 2 the settings are wrong.
+Exit status: 0 a signal came, 1 the broker refused it or a thread died, 2 the settings are wrong.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from aggregator.retained_quota import RetainedQuota
 from federation import topics
 from federation.broker_address import BrokerAddress
+from federation.ending import Ending
 from federation.environment import BrokerEnvironment, read_environment
 from federation.errors import SettingsError, TransportError
 from federation.mqtt import MqttTransport
@@ -103,13 +104,19 @@ def _weigh(event: TransportEvent) -> TransportEvent | Weighed:
     return event
 
 
-def main() -> int:
-    """Guard until a signal comes; return the exit status."""
+def main() -> None:
+    """Guard until a signal comes, and end the process."""
+    ending = Ending(status=0)
+    ending.exit(guard_until_told(ending))
+
+
+def guard_until_told(ending: Ending) -> int:
+    """Guard until the process must end; return the exit status."""
     try:
         config = read_environment(GuardConfig, os.environ)
         set_up_logging(config.log_level)
         config.state_dir.mkdir(parents=True, exist_ok=True)
-        process = Process(heartbeat=config.state_dir / "heartbeat")
+        process = Process(ending, heartbeat=config.state_dir / "heartbeat")
         transport = MqttTransport(
             BrokerAddress.from_environment(config),
             client_id="guard",
@@ -123,7 +130,7 @@ def main() -> int:
     transport.start()
     process.run(guard, time_passed=None)
     process.drain()
-    transport.stop(STOP_SECONDS)
+    transport.stop(ending.limit(STOP_SECONDS))
     if guard.stopped:
         logger.error("broker=refused reason=%r", guard.stopped)
         return 1
@@ -131,4 +138,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

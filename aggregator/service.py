@@ -347,8 +347,11 @@ class AggregatorService:
         self._aside(self._keeper.archive_staged)
 
     def _stop(self, effect: Stop) -> None:
-        """End: once no other aggregator leads, what is staged is archived and what a check was about to restore, restored."""
-        if self._keeper is not None and not effect.is_fenced:
+        """End: unless another aggregator leads, what is staged is archived and what a check was about to restore, restored."""
+        self.stopped = effect
+        if effect.is_fenced:
+            return
+        if self._keeper is not None:
             self._keeper.archive_staged()
             self._keeper.take_archived()
             if self._look_at is not None or self._coordinator.is_checking:
@@ -358,7 +361,6 @@ class AggregatorService:
         if self._last_measurement is not None:
             self.take(self._last_measurement())
         self._record.close(self._store.global_path(self._coordinator.position.global_digest))
-        self.stopped = effect
 
     # --- background jobs ------------------------------------------------------------------------
 

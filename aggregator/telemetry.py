@@ -36,7 +36,14 @@ SESSION_SECONDS = 14 * 86_400
 
 INBOX_SIZE = 256
 TICK_SECONDS = 1.0
+GOODBYE_SECONDS = 5.0
+"""What the coordinator has seen comes here, too, a moment later; a node that is gone for good must not be waited for twice."""
+
 GOODBYE_POLL_SECONDS = 0.1
+
+TRANSPORT_SECONDS = 1.0
+"""For the session's goodbye: it publishes nothing."""
+
 RETRY_SECONDS = 5.0
 """Pause before a point is offered again to a full disk; the broker queues meanwhile."""
 
@@ -96,19 +103,20 @@ class Telemetry:
         """Record what has come, write it to the database as far as the time goes, and end.
 
         Args:
-            timeout_seconds: for each of the steps.
-            has_ended: the run is over: wait for the nodes' last figures, and leave no session at the broker.
+            timeout_seconds: for all of it.
+            has_ended: the nodes were told that the run is over: wait for their last figures, and leave no session at the broker.
         """
+        give_up_at = self._clock.monotonic() + timeout_seconds
         if has_ended:
-            self._await_goodbyes(timeout_seconds)
+            self._await_goodbyes(min(timeout_seconds, GOODBYE_SECONDS))
             self._transport.forget_session()
         self._stopping.set()
-        self._thread.join(timeout_seconds)
+        self._thread.join(max(0.0, give_up_at - self._clock.monotonic()))
         if not self._has_stepped_down:
             self._append(self._monitor.samples(*self._now(), self._figures))
-            self._transport.stop(timeout_seconds)
+            self._transport.stop(min(TRANSPORT_SECONDS, max(0.0, give_up_at - self._clock.monotonic())))
         if self._forwarder is not None:
-            self._forwarder.stop(timeout_seconds)
+            self._forwarder.stop(max(0.0, give_up_at - self._clock.monotonic()))
 
     def _begin_life(self, now_ns: int) -> Life | None:
         try:
@@ -118,7 +126,7 @@ class Telemetry:
             return None
 
     def _await_goodbyes(self, timeout_seconds: float) -> None:
-        """Wait until every node has left: each deploys and measures the final model first."""
+        """Wait until the last words of every node are here: the coordinator has seen them leave, or given up on them."""
         give_up_at = self._clock.monotonic() + timeout_seconds
         while self._clock.monotonic() < give_up_at and not (self._monitor.has_ended and self._monitor.num_online == 0):
             self._stopping.wait(GOODBYE_POLL_SECONDS)

@@ -39,7 +39,7 @@ from edge_node.events import (
     UpdateLost,
     Upload,
 )
-from federation.messages import RoundPlan
+from federation.messages import RoundPlan, RunState
 from federation.settings import ModelSettings
 
 FINISH_SECONDS = 600.0
@@ -140,9 +140,21 @@ class Participant:
         if state.epoch < self._epoch:
             return [Note(text=f"ignored a state of epoch {state.epoch}: epoch {self._epoch} leads", warning=True)]
         is_new_leader = state.epoch > self._epoch
-        self._epoch = state.epoch
+        greeting = self._greet(state.epoch)
         if self.phase is Phase.FINISHING:
-            return []
+            return greeting
+        return [*greeting, *self._follow_state(state, is_new_leader=is_new_leader, now=now)]
+
+    def _greet(self, epoch: int) -> list[Effect]:
+        """Take a message's epoch; say again who we are to an aggregator that took over while our connection has lasted.
+
+        It knows of us only what the broker still holds, and that may be nothing.
+        """
+        is_successor = 0 < self._epoch < epoch
+        self._epoch = epoch
+        return [PublishStatus(problem=self._problem)] if is_successor else []
+
+    def _follow_state(self, state: RunState, *, is_new_leader: bool, now: float) -> list[Effect]:
         if state.phase == "finished" and state.final_digest is not None:
             self._final = state.final_digest, state.model
             effects = [] if self._round_number == state.round_number + 1 else self._follow(state.round_number + 1)
@@ -163,7 +175,9 @@ class Participant:
         plan = event.plan
         if plan.round_number != self._round_number or plan.epoch < self._epoch:
             return []
-        self._epoch = plan.epoch
+        return [*self._greet(plan.epoch), *self._follow_plan(plan, now)]
+
+    def _follow_plan(self, plan: RoundPlan, now: float) -> list[Effect]:
         if self._plan is not None and self._plan.global_digest == plan.global_digest:
             # The same round again, from a restarted aggregator: what runs goes on.
             self._plan = plan

@@ -97,6 +97,10 @@ class InMemoryBroker:
         """The retained payloads by topic."""
         return MappingProxyType(self._retained)
 
+    def clear(self, topic: str) -> None:
+        """Forget a retained payload, as a broker does whose file was lost."""
+        self._retained.pop(topic, None)
+
     def deliver(self, max_events: int | None = None) -> int:
         """Carry publishes and deliveries until nothing moves, or so many events were delivered; return how many were."""
         with self._lock:

@@ -129,11 +129,16 @@ def _checked(schema: Measurement, by_name: Mapping[str, MetricField], name: str,
     if field.kind == "text":
         if isinstance(value, str):
             return value[:MAX_TEXT_CHARACTERS]
-    elif isinstance(value, (bool, int)) or (isinstance(value, float) and math.isfinite(value)):
+    elif isinstance(value, (bool, int)):
+        # Before anything is made of it: JSON's integers have no end, floats and their own texts have.
+        if abs(value) <= MAX_INTEGER:
+            return float(value) if field.kind == "float" else int(value)
+        raise _invalid(f"{schema.name}.{name} is an integer of {value.bit_length()} bits")
+    elif isinstance(value, float) and math.isfinite(value):
         # A field has one kind for ever: the database refuses an integer where a float came first.
         if field.kind == "float":
-            return float(value)
-        if value == int(value) and abs(value) <= MAX_INTEGER:
+            return value
+        if value.is_integer() and abs(value) <= MAX_INTEGER:
             return int(value)
     raise _invalid(f"{schema.name}.{name} must be {field.kind}, not {value!r}"[:200])
 

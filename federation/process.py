@@ -1,4 +1,4 @@
-"""What the two `__main__` modules share: a bounded inbox, background workers, signals, logging, a heartbeat.
+"""What the processes share: a bounded inbox, background workers, logging, a heartbeat.
 
 Beside `mqtt` the only module with threads: the network thread and the worker put items in, the main thread
 takes them out, so a service and its machine never see two things at once.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import queue
-import signal
 import sys
 import threading
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from federation.clock import Clock
+from federation.ending import Ending
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ INBOX_SIZE = 64
 """Items waiting at most: 16 MiB of chunks. A full inbox makes the network thread wait, and so the broker."""
 
 MAX_WAIT_SECONDS = 1.0
-"""How long a signal to stop may go unnoticed."""
+"""How long it may go unnoticed that the process must end."""
 
 HEARTBEAT_SECONDS = 5.0
 """How often a turning loop touches its heartbeat file; a health check calls 60 s without one dead."""
@@ -51,24 +51,28 @@ class Service(Protocol):
 
 
 class Process:
-    """Feeds one service from an inbox until it has stopped or a signal came.
+    """Feeds one service from an inbox until it has stopped or the process must end.
 
     Args:
+        ending: of the process; one of its own by default.
         heartbeat: touched while the loop turns; None for none.
     """
 
-    def __init__(self, *, heartbeat: Path | None = None) -> None:
+    def __init__(self, ending: Ending | None = None, *, heartbeat: Path | None = None) -> None:
+        self._ending = ending or Ending(status=0)
         self._inbox: queue.Queue[Any] = queue.Queue(INBOX_SIZE)
         self._jobs: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
         self._side_jobs: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
         self._heartbeat = heartbeat
         self._next_beat = 0.0
         self._is_mute = False
-        self.signal_name: str | None = None
+        self._has_stopped = False
+        self.num_failed_jobs = 0
+        """Jobs of `aside` that raised: each is a bug, none costs a round."""
 
     def put(self, item: object) -> None:
         """Hand the service an item, from any thread; waits while the inbox is full."""
-        while self.signal_name is None:
+        while not self._has_stopped:
             try:
                 self._inbox.put(item, timeout=MAX_WAIT_SECONDS)
             except queue.Full:
@@ -76,26 +80,25 @@ class Process:
             return
 
     def background(self, job: Callable[[], Any]) -> None:
-        """Run a job on the worker thread, after those before it; the service takes what it returns."""
+        """Run a job on the worker thread, after those before it; the service takes what it returns. One that raises ends the process."""
         self._jobs.put(job)
 
     def aside(self, job: Callable[[], Any]) -> None:
-        """Run a job that no round waits for, on a thread of its own; the service takes what it returns."""
+        """Run a job that no round waits for, on a thread of its own; the service takes what it returns. One that raises is counted."""
         self._side_jobs.put(job)
 
     def run(self, service: Service, *, time_passed: object) -> None:
-        """Feed the service until it stops, or SIGTERM or SIGINT comes.
+        """Feed the service until it stops, or the process must end.
 
         Args:
             service: what to run.
             time_passed: the item that tells the service that `wake_at` has come.
         """
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
-        # A daemon: training that does not heed its cancellation must not keep a stopped process alive.
-        for name, jobs in (("worker", self._jobs), ("side worker", self._side_jobs)):
-            threading.Thread(target=self._work, args=(jobs,), name=name, daemon=True).start()
-        while service.stopped is None and self.signal_name is None:
+        self._ending.begin()
+        # Daemons: training that does not heed its cancellation must not keep a stopped process alive.
+        for name, work, jobs in (("worker", self._work, self._jobs), ("side worker", self._work_aside, self._side_jobs)):
+            threading.Thread(target=work, args=(jobs,), name=name, daemon=True).start()
+        while service.stopped is None and not self._ending.is_due:
             now = time.monotonic()
             self._beat(now)
             wake_at = service.wake_at
@@ -108,6 +111,7 @@ class Process:
             except queue.Empty:
                 continue
             service.take(item)
+        self._has_stopped = True
         self._jobs.put(None)
         self._side_jobs.put(None)
 
@@ -123,21 +127,29 @@ class Process:
         while (job := jobs.get()) is not None:
             self.put(job())
 
-    def _beat(self, now: float) -> None:
-        if self._heartbeat is not None and now >= self._next_beat:
-            self._next_beat = now + HEARTBEAT_SECONDS
+    def _work_aside(self, jobs: queue.SimpleQueue[Callable[[], Any] | None]) -> None:
+        while (job := jobs.get()) is not None:
             try:
-                self._heartbeat.touch()
-            except OSError as error:
-                # The health check sees it, too: a process that can't keep this file can't keep its work either.
-                if not self._is_mute:
-                    logger.error("heartbeat=unwritable reason=%r", str(error))  # noqa: TRY400 - a sentence, not a bug
-                self._is_mute = True
+                done = job()
+            except Exception:  # nobody waits for it; the next job must find its worker
+                self.num_failed_jobs += 1
+                logger.exception("job=failed count=%d", self.num_failed_jobs)
             else:
-                self._is_mute = False
+                self.put(done)
 
-    def _on_signal(self, number: int, _frame: object) -> None:
-        self.signal_name = signal.Signals(number).name
+    def _beat(self, now: float) -> None:
+        if self._heartbeat is None or now < self._next_beat:
+            return
+        self._next_beat = now + HEARTBEAT_SECONDS
+        try:
+            self._heartbeat.touch()
+        except OSError as error:
+            # The health check sees it, too: a process that can't keep this file can't keep its work either.
+            if not self._is_mute:
+                logger.error("heartbeat=unwritable reason=%r", str(error))  # noqa: TRY400 - a sentence, not a bug
+            self._is_mute = True
+        else:
+            self._is_mute = False
 
 
 def set_up_logging(level: str) -> None:

@@ -31,7 +31,8 @@ def curves_figure(summary: Mapping[str, Any]) -> Figure:
     _curve(f1, "F1 score", numbers, scores, top=1.0)
     _curve(loss, "loss (cross-entropy)", numbers, {"loss": [entry["loss"] for entry in rounds]})
     shares = summary["final"]["class_accuracy"]
-    names = summary.get("class_names") or [str(index) for index in range(len(shares))]
+    # A run that was stopped before its first evaluation has classes, but no shares of them.
+    names = (summary.get("class_names") or [str(index) for index in range(len(shares))])[: len(shares)]
     bars = classes.barh([_shortened(name) for name in names], shares)
     classes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
     classes.set(title="final accuracy per class", xlim=(0, 1.12))

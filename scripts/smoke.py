@@ -26,7 +26,7 @@ MODULES = {
         "onnxsim",
         "cryptography",
         "waitress",
-        "edge_node.__main__",
+        "edge_node.node_process",
     ],
     "aggregator": [
         "sklearn.metrics",
@@ -39,7 +39,7 @@ MODULES = {
         "zstandard",
         "matplotlib",
         "typer",
-        "aggregator.__main__",
+        "aggregator.run_process",
     ],
 }
 TOLERANCE = 1e-4

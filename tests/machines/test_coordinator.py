@@ -243,6 +243,8 @@ def test_outsiders_update_is_discarded() -> None:
         ({"image_shape": [1, 28, 28]}, "images"),
         ({"num_classes": 2}, "classes"),
         ({"class_names": [*CLASS_NAMES[:8], "z"]}, "its class 8 is"),
+        ({"class_names": [*CLASS_NAMES[:8]]}, "its class 8 is 'missing', this run's 'i'"),
+        ({"class_names": [*CLASS_NAMES, "j"]}, "its class 9 is 'j', this run's 'missing'"),
         ({"online": False}, "offline"),
     ],
 )

@@ -244,6 +244,19 @@ def test_results_name_each_other(tmp_path: Path) -> None:
         previous = hashlib.sha256(result.to_payload()).hexdigest()
 
 
+def test_nodes_whose_connection_lasts_are_known_to_an_aggregator_that_finds_nothing_retained(tmp_path: Path) -> None:
+    """They published their status only on connecting: the run hung with every node connected."""
+    pair = FederationPair(tmp_path)
+    pair.start()
+    pair.run(until=lambda: any(name.endswith("rounds/2/plan") for name in pair.broker.retained))
+    pair.kill("aggregator")
+    for name in [name for name in pair.broker.retained if name.endswith("/status")]:
+        pair.broker.clear(name)
+    pair.start_aggregator(is_resuming=True)
+    pair.run()
+    assert_whole(pair)
+
+
 def test_zombie_aggregator_stops_itself(tmp_path: Path) -> None:
     pair = FederationPair(tmp_path)
     pair.start()

@@ -178,10 +178,10 @@ def test_failed_training_is_told_and_the_next_round_tried_afresh() -> None:
 
 def test_restarted_aggregator_with_the_same_model_disturbs_nothing() -> None:
     machine = training()
-    assert machine.handle(PlanReceived(plan=plan(epoch=2)), 2.5) == []
+    assert machine.handle(PlanReceived(plan=plan(epoch=2)), 2.5) == [PublishStatus()]
     assert machine.phase is Phase.TRAINING
     machine = uploading()
-    assert machine.handle(PlanReceived(plan=plan(epoch=2)), 4.0) == [Offer(round_number=1)]
+    assert machine.handle(PlanReceived(plan=plan(epoch=2)), 4.0) == [PublishStatus(), Offer(round_number=1)]
 
 
 def test_new_leader_may_repeat_a_round_but_a_zombie_may_not() -> None:
@@ -190,7 +190,7 @@ def test_new_leader_may_repeat_a_round_but_a_zombie_may_not() -> None:
     assert machine.round_number == 2
     assert machine.handle(StateReceived(state=state(RUN, epoch=1, round_number=1)), 5.0) == []
     repeated = machine.handle(StateReceived(state=state(RUN, epoch=2, round_number=1)), 6.0)
-    assert repeated == [LeaveRound(round_number=2), FollowRound(round_number=1)]
+    assert repeated == [PublishStatus(), LeaveRound(round_number=2), FollowRound(round_number=1)]
     (note,) = machine.handle(StateReceived(state=state(RUN, epoch=1, round_number=2)), 7.0)
     assert isinstance(note, Note)
     assert machine.round_number == 1
