@@ -1,7 +1,7 @@
 """Local training: one node's part of one round.
 
 One loop over the pieces of `federation.learning`: augmented batches, a loss, gradients pulled towards the global
-model (FedProx) and clipped by total norm, an optimiser's step. The defaults are the thesis's. The result depends on
+model (FedProx), clipped by total norm and offset (SCAFFOLD), an optimiser's step. The defaults are the thesis's. The result depends on
 the task alone, bit for bit on one thread: every random number comes from (seed, round, node).
 """
 
@@ -21,7 +21,7 @@ from federation.errors import DataError, SettingsError, TrainingCancelled, Train
 from federation.images import ImageSet
 from federation.learning.augmentation import Augmentation, build_augmentation
 from federation.learning.losses import build_loss
-from federation.learning.optimisers import FlatWeights, build_optimiser, clip
+from federation.learning.optimisers import FlatWeights, build_optimiser, clip, total_step
 from federation.models.pixels import normalise
 from federation.params import Params
 from federation.settings import ModelSettings, TrainingSettings
@@ -44,6 +44,8 @@ class TrainingTask:
     seed: int
     round_number: int
     node: str
+    gradient_offset: Params | None = None
+    """Added to each step's gradient, after clipping; tensors of the network by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +54,9 @@ class TrainingOutcome:
 
     params: Params
     num_examples: int
+    num_steps: int
+    total_step: float
+    """How far a constant gradient of 1 would have moved a weight; NaN where the optimiser has no such measure."""
     loss: float
     """Mean of the recipe's loss over the last epoch in nats, without the proximal term."""
     seconds: float
@@ -111,7 +116,7 @@ def train(task: TrainingTask, *, should_stop: Callable[[], bool] = never, module
             torch.default_generator.manual_seed(dropout_seed)
         else:
             torch.manual_seed(dropout_seed)
-        loss = _run_epochs(task, module, device, should_stop)
+        loss, num_steps = _run_epochs(task, module, device, should_stop)
     params = models.parameters_of(module)
     if not np.isfinite(loss) or not all(np.isfinite(array).all() for array in params.values()):
         raise TrainingDivergedError(
@@ -121,7 +126,13 @@ def train(task: TrainingTask, *, should_stop: Callable[[], bool] = never, module
     seconds = time.perf_counter() - start
     num_samples = len(task.images) * settings.local_epochs
     return TrainingOutcome(
-        params=params, num_examples=len(task.images), loss=loss, seconds=seconds, samples_per_second=num_samples / max(seconds, 1e-9)
+        params=params,
+        num_examples=len(task.images),
+        num_steps=num_steps,
+        total_step=total_step(settings, task.learning_rate, num_steps),
+        loss=loss,
+        seconds=seconds,
+        samples_per_second=num_samples / max(seconds, 1e-9),
     )
 
 
@@ -138,12 +149,13 @@ def _check_images(task: TrainingTask) -> None:
         raise DataError(f"training labels run from {labels.min()} to {labels.max()}, the model has classes 0 to {task.num_classes - 1}")
 
 
-def _run_epochs(task: TrainingTask, module: nn.Module, device: torch.device, should_stop: Callable[[], bool]) -> float:
-    """Train in place; return the mean loss of the last epoch."""
+def _run_epochs(task: TrainingTask, module: nn.Module, device: torch.device, should_stop: Callable[[], bool]) -> tuple[float, int]:
+    """Train in place; return the mean loss of the last epoch, and how many steps all of them took."""
     settings, mu = task.training, task.proximal_mu
     flat = FlatWeights(module)
     optimiser = build_optimiser(settings, flat, task.learning_rate)
     anchor = flat.weights.clone() if mu > 0 else None
+    offset = None if task.gradient_offset is None else flat.vector_of(task.gradient_offset)
     loss_of = build_loss(settings, task.images.labels, task.num_classes, device)
     augmentation = build_augmentation(settings, np.random.default_rng(derive_seed(task, "augmentation")), task.images.image_shape)
     # N x H x W x C once: every batch gathered from it is channels_last already (1.8x faster than N x C x H x W on one x86 core).
@@ -154,6 +166,7 @@ def _run_epochs(task: TrainingTask, module: nn.Module, device: torch.device, sho
     module.train()
     losses: list[torch.Tensor] = []
     sizes: list[int] = []
+    num_steps = 0
     for _ in range(settings.local_epochs):
         losses, sizes = [], []
         permutation = torch.from_numpy(order.permutation(len(labels))).to(device)
@@ -172,10 +185,14 @@ def _run_epochs(task: TrainingTask, module: nn.Module, device: torch.device, sho
                     flat.gradient.add_(flat.weights, alpha=mu).sub_(anchor, alpha=mu)
                 if settings.max_grad_norm > 0:
                     clip(flat.gradient, settings.max_grad_norm)
+                if offset is not None:
+                    # Not clipped: it is a mean of gradients that were, and a clipped sum would forget which part was whose.
+                    flat.gradient.add_(offset)
                 optimiser.step()
             losses.append(loss.detach())
             sizes.append(len(targets))
-    return float(np.average(torch.stack(losses).cpu().numpy().astype(np.float64), weights=sizes))
+        num_steps += len(sizes)
+    return float(np.average(torch.stack(losses).cpu().numpy().astype(np.float64), weights=sizes)), num_steps
 
 
 def _batches(

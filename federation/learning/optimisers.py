@@ -5,9 +5,11 @@ from __future__ import annotations
 from math import sqrt
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
+from federation.params import Params
 from federation.settings import TrainingSettings
 
 ALIGNMENT_SCALARS = 16
@@ -36,17 +38,29 @@ class FlatWeights:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        named = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+        parameters = list(named.values())
         sizes = [-(-parameter.numel() // ALIGNMENT_SCALARS) * ALIGNMENT_SCALARS for parameter in parameters]
         self.weights = torch.zeros(sum(sizes), device=parameters[0].device)
         self.gradient = torch.zeros_like(self.weights)
-        start = 0
-        for parameter, size in zip(parameters, sizes, strict=True):
+        self._named, self._starts = named, [sum(sizes[:index]) for index in range(len(sizes))]
+        for parameter, start in zip(parameters, self._starts, strict=True):
             view = _view_like(parameter, self.weights, start)
             view.copy_(parameter.data)
             parameter.data = view
             parameter.grad = _view_like(parameter, self.gradient, start)
-            start += size
+
+    def vector_of(self, tensors: Params) -> torch.Tensor:
+        """Return tensors of the network's weights, by name, as one vector that lies as `weights` does.
+
+        Args:
+            tensors: float32; of tensors that are no weights, such as statistics, nothing is read.
+        """
+        vector = torch.zeros_like(self.weights)
+        for (name, parameter), start in zip(self._named.items(), self._starts, strict=True):
+            # A copy, because torch warns of arrays that may not be written to (those read from bytes).
+            _view_like(parameter, vector, start).copy_(torch.from_numpy(np.array(tensors[name], dtype=np.float32, order="C")))
+        return vector
 
 
 class Optimiser(Protocol):
@@ -64,6 +78,19 @@ def build_optimiser(settings: TrainingSettings, flat: FlatWeights, learning_rate
             return Sgd(flat, learning_rate=learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay)
         case "adamw":
             return AdamW(flat, learning_rate=learning_rate, weight_decay=settings.weight_decay)
+
+
+def total_step(settings: TrainingSettings, learning_rate: float, num_steps: int) -> float:
+    """Return how far a constant gradient of 1 moves a weight in so many steps.
+
+    For SGD, learning_rate * num_steps without momentum, and in the long run 1 / (1 - momentum) times that. NaN for AdamW, which
+    divides a gradient's size out of its steps.
+    """
+    if settings.optimiser != "sgd":
+        return float("nan")
+    momentum = settings.momentum
+    # The j-th last gradient goes on moving the weights for j steps: sum over j of (1 - momentum^j) / (1 - momentum).
+    return learning_rate * (num_steps - momentum * (1 - momentum**num_steps) / (1 - momentum)) / (1 - momentum)
 
 
 def clip(gradient: torch.Tensor, max_norm: float) -> None:
