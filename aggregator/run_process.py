@@ -6,7 +6,6 @@ import logging
 import secrets
 import sys
 from collections.abc import Callable, Mapping
-from functools import partial
 
 from aggregator.config import AggregatorConfig
 from aggregator.database import Database
@@ -19,7 +18,6 @@ from federation.data import load_dataset
 from federation.ending import Ending
 from federation.environment import read_environment
 from federation.errors import CheckpointError, DataError, SettingsError
-from federation.fault_steps import connect_armed
 from federation.mqtt import BrokerAddress, MqttTransport
 from federation.process import SYSTEM_CLOCK, Process, set_up_logging
 from federation.settings import load_run_file
@@ -57,7 +55,7 @@ def lead_run(environ: Mapping[str, str], ending: Ending) -> int:
         settings = load_run_file(config.run_file)
         config.state_dir.mkdir(parents=True, exist_ok=True)
         process = Process(ending, heartbeat=config.state_dir / "heartbeat")
-        transport = connect_armed(partial(_connect, config, settings.run), process.put, config.fault_step)
+        transport = _connect(config, settings.run, process.put)
         service = build_service(
             settings=settings,
             dataset=load_dataset(settings.data, data_dir=config.data_dir, cache_dir=config.cache_dir),

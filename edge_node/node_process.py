@@ -28,13 +28,12 @@ from federation import topics
 from federation.ending import Ending
 from federation.environment import read_environment
 from federation.errors import DataError, SettingsError
-from federation.fault_steps import connect_armed
 from federation.images import named_classes
 from federation.messages import NodeStatus
 from federation.mqtt import BrokerAddress, MqttTransport
 from federation.process import SYSTEM_CLOCK, Process, set_up_logging
 from federation.signing import Signer
-from federation.transport import OnEvent, Will
+from federation.transport import Will
 
 logger = logging.getLogger("edge_node")
 
@@ -115,11 +114,7 @@ def _take_part(config: EdgeNodeConfig, run: str, data: NodeData | None, problem:
     process = Process(ending, heartbeat=config.state_dir / "heartbeat")
     status = describe_node(config.node, data, problem)
     will = Will(topic=str(topics.StatusTopic(run, config.node)), payload=will_payload(status))
-
-    def connect(on_event: OnEvent) -> MqttTransport:
-        return MqttTransport(BrokerAddress.from_environment(config), client_id=f"{run}-{config.node}", on_event=on_event, will=will)
-
-    transport = connect_armed(connect, process.put, config.fault_step)
+    transport = MqttTransport(BrokerAddress.from_environment(config), client_id=f"{run}-{config.node}", on_event=process.put, will=will)
     service = EdgeNodeService(
         participant=Participant(node=config.node),
         transport=transport,

@@ -47,7 +47,6 @@ VARIABLES: Mapping[str, str] = {
     "FEDMQ_TRUSTED_KEYS": "folder of the public keys that signatures are checked with",
     "FEDMQ_REQUIRE": "tests: which needs must not be skipped (data, mosquitto, docker, database, browser, all)",
     "FEDMQ_TORCH_INDEX": "scripts: where the CPU build of PyTorch is fetched from",
-    "FEDMQ_FAULT_STEP": "fault tests: the protocol step at which this process kills itself",
 }
 """Every variable FedMQ knows; docs/deploy.md shows them as a table."""
 
@@ -70,7 +69,6 @@ class BrokerEnvironment(Environment):
     tls_key: Path | None = None
     signing_key: Path | None = None
     trusted_keys: Path | None = None
-    fault_step: str | None = None
     log_level: str = "INFO"
 
     @field_validator("broker_password_file", "tls_ca", "tls_certificate", "tls_key", "signing_key")

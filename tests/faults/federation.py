@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -46,8 +45,6 @@ class Part:
 
     name: str
     process: subprocess.Popen[bytes] | None = None
-    steps: deque[str] = field(default_factory=deque)
-    """Protocol steps at which each of its next lives ends."""
     options: list[str] = field(default_factory=list)
     num_starts: int = 0
     restart_at: float | None = None
@@ -75,14 +72,18 @@ class Federation:
         self._seed = seed
         self._train_seconds = train_seconds
         folder.mkdir(parents=True, exist_ok=True)
-        make_keys(folder, *PARTS)
         defaults: dict[str, object] = {"min_nodes": 3, "quorum": 1.0, "grace_seconds": 60.0, "deadline_seconds": 300.0}
         values = {"run": RUN, "num_rounds": num_rounds, "seed": 7, "rounds": {**defaults, **(rounds or {})}}
         self.run_file = folder / "run.toml"
         self.run_file.write_text(tomli_w.dumps(values), encoding="utf-8")
-        self.broker = PrivateBroker(folder / "broker", nodes=NODES, program=require("mosquitto"))
+        self.broker = self.make_broker()
         self.proxies: dict[str, Proxy] = {}
         self._stack = ExitStack()
+
+    def make_broker(self) -> PrivateBroker:
+        """Return a broker that knows every part, not yet started; make the parts' keys."""
+        make_keys(self.folder, *PARTS)
+        return PrivateBroker(self.folder / "broker", nodes=NODES, program=require("mosquitto"))
 
     def __enter__(self) -> Self:
         """Start the broker and the links."""
@@ -105,10 +106,8 @@ class Federation:
             self.start_part(self.parts[name])
 
     def start_part(self, part: Part) -> None:
-        """Start, or restart, one process; its next protocol step to die at is taken from its list."""
+        """Start, or restart, one process."""
         variables = {"FEDMQ_FAULT_PASSWORD": self.broker.passwords[part.name], "OMP_NUM_THREADS": "1"}
-        if part.steps:
-            variables["FEDMQ_FAULT_STEP"] = part.steps.popleft()
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("FEDMQ_")}
         command = [sys.executable, "-m", "tests.faults.process", "aggregator" if part.name == AGGREGATOR else "node"]
         command += ["--name", part.name, "--folder", str(self.folder), "--run-file", str(self.run_file), "--keys", str(self.folder)]

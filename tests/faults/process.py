@@ -1,8 +1,8 @@
 """One process of a fault test: the real services over the real transport, with arithmetic in place of learning.
 
 The arithmetic depends on (global model, node, round) alone, and takes a set time; so the final digest is known to
-be the same whatever happens on the way, and a process starts in half a second. tests/faults/test_real_learning.py
-does the same with `python -m aggregator` and `python -m edge_node`.
+be the same whatever happens on the way, and a process starts in half a second. tests/faults/shipped.py is the federation
+of `python -m aggregator` and `python -m edge_node`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import numpy as np
@@ -30,14 +29,13 @@ from edge_node.work import LocalUpdate
 from federation import topics
 from federation.broker_address import BrokerAddress
 from federation.clock import Clock
-from federation.fault_steps import connect_armed
 from federation.messages import Evaluation, NodeStatus, RoundPlan
 from federation.mqtt import MqttTransport
 from federation.params import Params
 from federation.process import Process, set_up_logging
 from federation.settings import load_run_file
 from federation.signing import Signer, TrustedKeys
-from federation.transport import Delivered, OnEvent, Transport, TransportEvent, Will
+from federation.transport import OnEvent, Transport, Will
 
 IMAGE_SHAPE = (1, 8, 8)
 CLASS_NAMES = ("a", "b")
@@ -78,8 +76,6 @@ def main() -> int:
     parser.add_argument("--train-seconds", type=float, default=0.1)
     parser.add_argument("--side", type=int, default=SIDE)
     parser.add_argument("--clock-offset-seconds", type=float, default=0.0)
-    parser.add_argument("--duplicates", type=float, default=0.0)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep-alive-seconds", type=int, default=KEEP_ALIVE_SECONDS)
     parser.add_argument("--resume", action="store_true")
     options = parser.parse_args()
@@ -158,34 +154,7 @@ def _take_part(options: argparse.Namespace) -> int:
 def _connect(options: argparse.Namespace, client_id: str, on_event: OnEvent, *, will: Will | None) -> Transport:
     address = BrokerAddress(host="127.0.0.1", port=options.port, username=options.name, password=os.environ["FEDMQ_FAULT_PASSWORD"])
 
-    def connect(handler: OnEvent) -> Transport:
-        return MqttTransport(
-            address,
-            client_id=client_id,
-            on_event=_duplicating(handler, options.duplicates, options.seed),
-            will=will,
-            keep_alive_seconds=options.keep_alive_seconds,
-        )
-
-    return connect_armed(connect, on_event, os.environ.get("FEDMQ_FAULT_STEP"))
-
-
-def _duplicating(handler: OnEvent, share: float, seed: int) -> OnEvent:
-    """Return a handler that gets some messages twice, and some again after their successor, as QoS 1 allows."""
-    random = Random(seed)
-    held: list[TransportEvent] = []
-
-    def handle(event: TransportEvent) -> None:
-        handler(event)
-        while held:
-            handler(held.pop())
-        if isinstance(event, Delivered) and random.random() < share:
-            if random.random() < 0.5:
-                handler(event)
-            else:
-                held.append(event)
-
-    return handle if share else handler
+    return MqttTransport(address, client_id=client_id, on_event=on_event, will=will, keep_alive_seconds=options.keep_alive_seconds)
 
 
 def _clock(options: argparse.Namespace) -> Clock:

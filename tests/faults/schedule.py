@@ -9,14 +9,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-from federation.fault_steps import KINDS
-from tests.faults.federation import AGGREGATOR, NODES, PARTS, Federation
+from tests.faults.federation import AGGREGATOR, NODES, PARTS
+from tests.faults.protocol_step import KINDS
+from tests.faults.shipped import ShippedFederation
 
 MEND_SECONDS = 1.0
 """An aggregator that ended within so long of the broker's death may have ended without noticing it."""
 
 FREEZE_SECONDS = 4.0
-"""More than 1.5 keep-alives of tests/faults/process.py."""
+EXPIRY_SECONDS = 1.0
+"""After so long in silence the link lets the broker give a client up, as it does by itself after 1.5 keep-alives of 30 s."""
 
 AGGREGATOR_STEPS = ("state", "plan", "global-chunk", "global-manifest", "ack", "result")
 NODE_STEPS = ("status", "update-chunk", "update-manifest")
@@ -37,7 +39,7 @@ class Fault:
     seconds: float = 0.0
     """How long it lasts."""
     step: str = ""
-    """`kill` only: where the process kills itself."""
+    """`kill` and `terminate`: the step of the protocol at which it happens (tests/faults/protocol_step.py)."""
 
     def __str__(self) -> str:
         facts = {"part": self.part, "step": self.step, "round": self.round_number, "seconds": round(self.seconds, 2)}
@@ -55,13 +57,16 @@ def _draw_fault(random: Random, num_rounds: int) -> Fault:
     return _DRAW[kind](random, random.randint(1, num_rounds), random.uniform(0.0, 0.4))
 
 
-def _kill(random: Random, _round_number: int, _wait: float) -> Fault:
-    part = random.choice([AGGREGATOR, *NODES])
-    moment = random.choice(["before", "after", "received"])
-    says, hears = (AGGREGATOR_STEPS, AGGREGATOR_HEARS) if part == AGGREGATOR else (NODE_STEPS, NODE_HEARS)
-    name = random.choice(hears if moment == "received" else says)
-    assert name in KINDS
-    return Fault(kind="kill", part=part, step=f"{moment}:{name}:{random.randint(1, 8)}")
+def _at_step(kind: str) -> Callable[[Random, int, float], Fault]:
+    def draw(random: Random, _round_number: int, _wait: float) -> Fault:
+        part = random.choice([AGGREGATOR, *NODES])
+        moment = random.choice(["before", "after", "received"])
+        says, hears = (AGGREGATOR_STEPS, AGGREGATOR_HEARS) if part == AGGREGATOR else (NODE_STEPS, NODE_HEARS)
+        name = random.choice(hears if moment == "received" else says)
+        assert name in KINDS
+        return Fault(kind=kind, part=part, step=f"{moment}:{name}:{random.randint(1, 8)}")
+
+    return draw
 
 
 def _on_part(kind: str, longest_seconds: float) -> Callable[[Random, int, float], Fault]:
@@ -80,8 +85,12 @@ def _on_broker(kind: str) -> Callable[[Random, int, float], Fault]:
 
 
 _DRAW: dict[str, Callable[[Random, int, float], Fault]] = {
-    "kill": _kill,
+    "kill": _at_step("kill"),
     "kill now": _on_part("kill now", 0.0),
+    "terminate": _at_step("terminate"),
+    "terminate now": _on_part("terminate now", 0.0),
+    "power cut": _on_part("power cut", 0.0),
+    "server's power cut": _on_broker("server's power cut"),
     "freeze": _on_part("freeze", FREEZE_SECONDS),
     "cut": _on_part("cut", 0.0),
     "half-open": _on_part("half-open", 4.0),
@@ -105,22 +114,22 @@ class Player:
         faults: what goes wrong.
     """
 
-    def __init__(self, federation: Federation, faults: list[Fault]) -> None:
+    def __init__(self, federation: ShippedFederation, faults: list[Fault]) -> None:
         self._federation = federation
         self._waiting = [fault for fault in faults if fault.round_number]
         self._opened_at: dict[int, float] = {}
         self._ends: list[tuple[float, Callable[[], None]]] = []
         self._broke_broker_at = float("-inf")
         self._aggregator_left_at = float("inf")
-        for index, fault in enumerate(fault for fault in faults if not fault.round_number):
+        for fault in (fault for fault in faults if not fault.round_number):
             part = federation.parts[fault.part]
             match fault.kind:
-                case "kill":
-                    part.steps.append(fault.step)
+                case "kill" | "terminate":
+                    part.steps.append(f"{fault.kind} {fault.step}")
                 case "duplicates":
-                    part.options += ["--duplicates", "0.3", "--seed", str(index)]
+                    federation.proxies[fault.part].link.duplicates = 0.3
                 case "clock":
-                    part.options += ["--clock-offset-seconds", str(fault.seconds)]
+                    part.clock_offset_seconds = fault.seconds
 
     @property
     def is_broker_mended(self) -> bool:
@@ -128,7 +137,7 @@ class Player:
         return self._broke_broker_at + MEND_SECONDS < self._aggregator_left_at
 
     def play(self, timeout_seconds: float) -> None:
-        """Start the federation and look after it until it is over, breaking things on the way.
+        """Start the federation and look after it until its run is over, breaking things on the way.
 
         Raises:
             AssertionError: it does not come to its end.
@@ -155,31 +164,61 @@ class Player:
             time.sleep(0.02)
         for _, end_fault in self._ends:
             end_fault()
-        federation.wait(1.0)
+        federation.proxies[AGGREGATOR].step = None
 
     def _begin(self, fault: Fault, now: float) -> None:
         federation = self._federation
-        if fault.kind.startswith("broker"):
+        if fault.kind.startswith(("broker", "server")):
             self._break_broker(fault, now)
             return
-        link = federation.proxies[fault.part].link
+        proxy = federation.proxies[fault.part]
+        link = proxy.link
         match fault.kind:
             case "kill now":
-                federation.signal(fault.part, signal.SIGKILL)
+                federation.kill(fault.part)
+            case "terminate now":
+                federation.terminate(fault.part)
+            case "power cut":
+                federation.cut_power(fault.part)
             case "freeze":
-                process = federation.parts[fault.part].process
-                if process is not None and process.poll() is None:
-                    process.send_signal(signal.SIGSTOP)
-                    self._ends.append((now + fault.seconds, lambda: _wake(process.pid)))
+                self._freeze(fault, now)
             case "cut":
                 federation.proxies[fault.part].cut()
             case "half-open" | "deaf" | "mute":
                 directions = {"half-open": ("up", "down"), "deaf": ("down",), "mute": ("up",)}[fault.kind]
                 link.stalled.update(directions)  # type: ignore[arg-type]
                 self._ends.append((now + fault.seconds, link.stalled.clear))
+                if fault.kind != "deaf" and fault.seconds > EXPIRY_SECONDS:
+                    # The broker hears nothing of this client any more.
+                    self._expire(fault, now)
             case "slow":
                 link.delay_seconds, link.jitter_seconds, link.bytes_per_second = 0.05, 0.05, 400_000.0
                 self._ends.append((now + fault.seconds, lambda: _speed_up(federation, fault.part)))
+
+    def _freeze(self, fault: Fault, now: float) -> None:
+        part = self._federation.parts[fault.part]
+        process = part.process
+        if process is None or process.poll() is not None:
+            return
+        process.send_signal(signal.SIGSTOP)
+
+        def wake() -> None:
+            process.send_signal(signal.SIGCONT)
+            if part.terminated_at is not None:
+                part.terminated_at = max(part.terminated_at, time.monotonic())
+
+        self._ends.append((now + fault.seconds, wake))
+        if fault.seconds > EXPIRY_SECONDS:
+            self._expire(fault, now)
+
+    def _expire(self, fault: Fault, now: float) -> None:
+        proxy = self._federation.proxies[fault.part]
+
+        def notice() -> None:
+            proxy.link.is_expired = False
+
+        self._ends.append((now + EXPIRY_SECONDS, proxy.expire))
+        self._ends.append((now + fault.seconds, notice))
 
     def _is_leaving(self) -> bool:
         """Return whether the run has finished, so that everyone leaves as soon as the final model is with the nodes.
@@ -193,10 +232,14 @@ class Player:
         broker = self._federation.broker
         if broker.process_id is None or self._is_leaving():
             return
+        self._broke_broker_at = now
         if fault.kind == "broker restarted":
             broker.stop()
         else:
             broker.kill()
+        if fault.kind == "server's power cut":
+            # Mosquitto syncs what it saves and renames it, so its file is the one before or this one.
+            self._federation.cut_power(AGGREGATOR)
         saved = broker.folder / "broker.db"
         if fault.kind == "broker wiped":
             saved.unlink(missing_ok=True)
@@ -205,14 +248,7 @@ class Player:
         self._ends.append((now + fault.seconds, broker.start))
 
 
-def _wake(process_id: int) -> None:
-    try:
-        os.kill(process_id, signal.SIGCONT)
-    except ProcessLookupError:
-        return
-
-
-def _speed_up(federation: Federation, part: str) -> None:
+def _speed_up(federation: ShippedFederation, part: str) -> None:
     link = federation.proxies[part].link
     link.delay_seconds = link.jitter_seconds = 0.0
     link.bytes_per_second = None

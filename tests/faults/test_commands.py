@@ -10,18 +10,21 @@ import pytest
 from tests.cli.command import Outcome, fedmq
 from tests.faults.federation import AGGREGATOR, RUN, Federation
 from tests.faults.proxy import wait_until
-from tests.faults.run import NUM_ROUNDS, undisturbed_digest
 from tests.requirements import require
 
 pytestmark = [pytest.mark.mosquitto, pytest.mark.slow]
 
 WAIT_SECONDS = 90.0
+NUM_ROUNDS = 5
 
 
 @pytest.fixture(scope="module")
 def expected_digest(tmp_path_factory: pytest.TempPathFactory) -> str:
     require("mosquitto")
-    return undisturbed_digest(tmp_path_factory.mktemp("undisturbed") / "run")
+    with Federation(tmp_path_factory.mktemp("undisturbed") / "run", num_rounds=NUM_ROUNDS) as federation:
+        federation.start()
+        federation.wait(WAIT_SECONDS)
+        return federation.global_digest
 
 
 def command(federation: Federation, name: str, *arguments: str, user: str = AGGREGATOR) -> Outcome:

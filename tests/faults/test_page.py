@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from federation.fault_steps import KINDS
+from tests.faults.protocol_step import KINDS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "failures.md").read_text(encoding="utf-8")
@@ -32,6 +32,6 @@ def test_every_failure_says_what_happens_what_is_seen_and_what_shows_it(failure:
 def test_page_is_linked_and_its_steps_are_steps() -> None:
     for page in ("README.md", "docs/architecture.md"):
         assert "failures.md" in (ROOT / page).read_text(encoding="utf-8")
-    steps = re.findall(r"FEDMQ_FAULT_STEP=\w+:([a-z-]+):", PAGE)
+    steps = re.findall(r"`(?:before|after|received):([a-z-]+):\d`", PAGE)
     assert steps
     assert {*steps} <= {*KINDS}
