@@ -145,5 +145,7 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = False) -> None:
 
 
 def _identity(settings: RunSettings) -> dict[str, Any]:
-    """Return what must not change when a run is continued: all but its length and the rounds' timing."""
-    return settings.model_dump(mode="json", exclude={"num_rounds": True, "rounds": True, "training": {"device", "num_threads"}})
+    """Return what must not change when a run is continued: all but its length, the rounds' timing and the protection."""
+    return settings.model_dump(
+        mode="json", exclude={"num_rounds": True, "rounds": True, "protection": True, "training": {"device", "num_threads"}}
+    )

@@ -15,10 +15,12 @@ from dataclasses import replace
 from enum import Enum, auto
 from typing import Literal, TypeAlias, assert_never
 
+from aggregator.attendance import Attendance
 from aggregator.cohort import Expectation, draw_cohort
 from aggregator.events import (
     Aggregate,
     AggregationFinished,
+    AggregationRefused,
     CheckBegun,
     CheckRounds,
     ClearControl,
@@ -53,7 +55,7 @@ from aggregator.open_round import LATE, Member, OpenRound, UpdateEvent, ack_of
 from aggregator.roster import Roster
 from aggregator.round_messages import plan_of, result_of, state_of
 from federation.messages import Evaluation, RoundPlan, RoundResult, RunState
-from federation.settings import RunSettings
+from federation.settings import MIN_UPDATES, RunSettings
 
 START_SECONDS = 0.5
 """How long a starting aggregator waits for a predecessor's retained state."""
@@ -116,7 +118,9 @@ class Coordinator:
         self._leave_at = 0.0
         self._stop = Stop(reason="", failed=False)
         self._ended: Literal["finished", "stopped"] = "finished"
-        self._roster = Roster(expectation)
+        self._attendance = Attendance(max_missed_rounds=settings.rounds.max_missed_rounds)
+        self._roster = Roster(expectation, self._attendance, min_nodes=settings.rounds.min_nodes)
+        self._roll_call = 0
         self._round: OpenRound | None = None
         self._started_at: float | None = None
         self.phase = Phase.STARTING
@@ -145,7 +149,8 @@ class Coordinator:
             return None if self._started_at is None else self._started_at + START_SECONDS
         round_at = self._round.wake_at if self.phase is Phase.COLLECTING and self._round is not None else None
         leave_at = self._leave_at if self.phase is Phase.LEAVING else None
-        return min((time for time in (round_at, self._check_at, leave_at) if time is not None), default=None)
+        roll_at = self._attendance.ends_at if self.phase in {Phase.WAITING, Phase.LEAVING} else None
+        return min((time for time in (round_at, self._check_at, leave_at, roll_at) if time is not None), default=None)
 
     def expects(self, node: str, round_number: int) -> bool:
         """Return whether bytes of this node's update are still worth storing."""
@@ -155,7 +160,7 @@ class Coordinator:
 
     def fit_nodes(self) -> list[str]:
         """Return the nodes that can take part now, in node-id order."""
-        return self._roster.fit()
+        return self._roster.fit(self._position.round_number)
 
     def awaited(self) -> list[str]:
         """Return the nodes whose updates the open round waits for, in node-id order."""
@@ -188,6 +193,8 @@ class Coordinator:
                 return self._on_update(event, now)
             case AggregationFinished():
                 return self._on_aggregated(event, now)
+            case AggregationRefused():
+                return self._on_aggregation_refused(event, now)
             case EvaluationFinished():
                 return self._on_evaluated(event, now)
             case WorkFailed() if self.phase is Phase.LEAVING:
@@ -199,15 +206,24 @@ class Coordinator:
         assert_never(event)
 
     def _on_session_opened(self, event: SessionOpened, now: float) -> list[Effect]:
-        if event.session_present:
-            return []
         if self.phase is Phase.STARTING:
+            if event.session_present:
+                return []
             self._started_at = now
             return [FollowRun()]
+        # While we were away the broker may have failed together with a node, whose status nobody takes back then.
+        self._attendance.call_roll(now)
+        self._roll_call += 1
+        if event.session_present:
+            return self._say_again()
         # A broker that has forgotten our session was started anew, and may have lost anything it had acknowledged.
         is_collecting = self.phase is Phase.COLLECTING and self._round is not None
         following = [FollowRound(round_number=self._position.round_number, is_again=True)] if is_collecting else []
         return [FollowRun(), *following, *self._put_back()]
+
+    def _say_again(self) -> list[Effect]:
+        """Publish the run's state as it is, with the number of the newest roll call."""
+        return self._say(reason=self._stop.reason, ended=self._ended) if self.phase is Phase.LEAVING else self._say()
 
     def _on_state_seen(self, event: StateSeen, now: float) -> list[Effect]:
         if self.phase is Phase.STARTING and event.retained:
@@ -279,6 +295,7 @@ class Coordinator:
 
     def _on_update(self, event: UpdateEvent, now: float) -> list[Effect]:
         current = self._round
+        self._attendance.hear(event.node)
         if self.phase is not Phase.COLLECTING or current is None or current.number != event.round_number:
             return [] if isinstance(event, UpdateProgressed) else [ack_of(event, "discarded", LATE)]
         return [*current.take(event, now), *self._close_if_due(now)]
@@ -291,7 +308,17 @@ class Coordinator:
         self._round.next_global_digest = event.next_global_digest
         self._round.next_state_digest = event.next_state_digest
         self._round.diagnostics = event.diagnostics
-        return [Evaluate(round_number=event.round_number, global_digest=event.next_global_digest)]
+        noting = self._round.note_contributions(event.contributions)
+        return [*noting, Evaluate(round_number=event.round_number, global_digest=event.next_global_digest)]
+
+    def _on_aggregation_refused(self, event: AggregationRefused, now: float) -> list[Effect]:
+        current = self._round
+        if self.phase not in {Phase.AGGREGATING, Phase.EVALUATING} or current is None or event.round_number != current.number:
+            return []
+        noting = current.note_contributions(event.contributions)
+        note = Note(text=f"round={current.number} not aggregated, the global model stays: {event.detail}", warning=True)
+        current.next_global_digest = self._position.global_digest
+        return [*noting, note, *self._finish_round(current, aggregated=False, evaluation=None, now=now)]
 
     def _on_evaluated(self, event: EvaluationFinished, now: float) -> list[Effect]:
         if self.phase is not Phase.EVALUATING or self._round is None or event.round_number != self._round.number:
@@ -304,12 +331,16 @@ class Coordinator:
         effects = self._put_back() if self._check_at is not None and now >= self._check_at else []
         if self.phase is Phase.COLLECTING and self._round is not None:
             return [*effects, *self._round.ask_overdue(now), *self._close_if_due(now)]
+        if self.phase is Phase.WAITING and self._attendance.ends_at is not None and now >= self._attendance.ends_at:
+            return [*effects, *(self._open_round_if_possible(now) or self._say())]
         return [*effects, *self._leave_if_due(now)]
 
     # --- rounds ---------------------------------------------------------------------------------
 
     def _leave_starting(self, now: float) -> list[Effect]:
         self.phase = Phase.WAITING
+        # What was retained before may be a ghost's; every node answers the state of a new epoch.
+        self._attendance.begin_roll(now)
         if self._position.finished:
             return [*self._end("the run had finished already", now, failed=False), CheckRounds()]
         check: list[Effect] = [CheckRounds()] if self._is_resumed else []
@@ -319,8 +350,12 @@ class Coordinator:
 
     def _open_round_if_possible(self, now: float) -> list[Effect]:
         rounds = self._settings.rounds
+        described = self._roster.described_as_fit()
+        # Those who may be there are waited for, lest the cohort follow from who answers first.
+        if self._is_paused or len(described) < rounds.min_nodes or not self._attendance.end_roll(now, described):
+            return []
         fit = self.fit_nodes()
-        if self._is_paused or len(fit) < rounds.min_nodes:
+        if len(fit) < rounds.min_nodes:
             return []
         cohort = draw_cohort(
             fit,
@@ -343,6 +378,7 @@ class Coordinator:
             members={node: Member() for node in cohort},
             opened_at=now,
             deadline_at=now + deadline_seconds - elapsed_seconds,
+            min_updates=MIN_UPDATES.get(self._settings.strategy.name, 1),
         )
         self.phase = Phase.COLLECTING
         return [
@@ -362,7 +398,10 @@ class Coordinator:
         accepted = current.accepted()
         if len(accepted) >= current.quorum:
             self.phase = Phase.AGGREGATING
-            return [*effects, Aggregate(round_number=current.number, nodes=tuple(accepted))]
+            declared = {node: number for node, number in self._roster.declared().items() if node in current.members}
+            current.declared = declared
+            aggregate = Aggregate(round_number=current.number, nodes=tuple(accepted), declared=declared, min_updates=current.least)
+            return [*effects, aggregate]
         effects.append(Note(text=f"round={current.number} below quorum: the global model stays", warning=True))
         current.next_global_digest = self._position.global_digest
         return [*effects, *self._finish_round(current, aggregated=False, evaluation=None, now=now)]
@@ -373,6 +412,7 @@ class Coordinator:
         )
         if self._sign is not None:
             result = self._sign(result)
+        missing = self._note_missing(current)
         self._round = None
         is_last = current.number >= self._settings.num_rounds
         self._position = replace(
@@ -386,7 +426,7 @@ class Coordinator:
             state_digest=current.next_state_digest if aggregated else self._position.state_digest,
             elapsed_seconds=0.0,
         )
-        effects: list[Effect] = [PublishResult(result=result)]
+        effects: list[Effect] = [PublishResult(result=result), *missing]
         if self._position.failed_rounds >= self._settings.rounds.max_failed_rounds:
             reason = f"{self._position.failed_rounds} rounds in a row ended below quorum; check the nodes, then continue with --resume"
             return [*effects, SaveCheckpoint(position=self._position), *self._end(reason, now, failed=True)]
@@ -395,6 +435,15 @@ class Coordinator:
         self.phase = Phase.WAITING
         opening = self._open_round_if_possible(now)
         return [*effects, *(opening or [SaveCheckpoint(position=self._position), *self._say()])]
+
+    def _note_missing(self, current: OpenRound) -> list[Effect]:
+        """Set those aside who have failed too often; those who answer the call will be tried again."""
+        aside = self._attendance.take_round(current.number, cohort=current.members, missed=current.failed())
+        if not aside:
+            return []
+        self._roll_call += 1
+        number = current.number + 1
+        return [Note(text=f"round={current.number} node={node} {self._attendance.absence(node, number)}", warning=True) for node in aside]
 
     def _end(self, reason: str, now: float, *, failed: bool, ended: Literal["finished", "stopped"] | None = None) -> list[Effect]:
         """End the run; stay until the nodes have heard of it, lest a broker that fails now leave them waiting for ever."""
@@ -411,7 +460,10 @@ class Coordinator:
         return [*([final] if self._ended == "finished" else []), *self._say(reason=self._stop.reason, ended=self._ended)]
 
     def _leave_if_due(self, now: float) -> list[Effect]:
-        if self.phase is not Phase.LEAVING or (now < self._leave_at and self._roster.has_online):
+        if self.phase is not Phase.LEAVING:
+            return []
+        self._attendance.end_roll(now, self._roster.online())
+        if now < self._leave_at and self._roster.has_online:
             return []
         self.phase = Phase.ENDED
         return [self._stop]
@@ -434,11 +486,14 @@ class Coordinator:
         if not reason and is_waiting and self._is_paused:
             reason = f"paused: {self._pause_reason}"
         elif not reason and is_waiting:
-            counts = f"waiting for nodes: {len(self._roster.fit())} of at least {self._settings.rounds.min_nodes} are fit"
-            reason = "; ".join([counts, *self._roster.sitting_out()])
+            number = self._position.round_number
+            counts = f"waiting for nodes: {len(self._roster.fit(number))} of at least {self._settings.rounds.min_nodes} are fit"
+            reason = "; ".join([counts, *self._roster.sitting_out(number)])
         is_training = self.phase in {Phase.COLLECTING, Phase.AGGREGATING, Phase.EVALUATING}
+        if not reason and is_training:
+            reason = "; ".join(self._roster.sitting_out(self._position.round_number))
         phase = ended or ("training" if is_training else "paused" if self._is_paused else "waiting")
-        return state_of(self._position, self._settings, phase=phase, instance=self._instance, reason=reason)
+        return state_of(self._position, self._settings, phase=phase, instance=self._instance, roll_call=self._roll_call, reason=reason)
 
     def _plan(self, current: OpenRound) -> RoundPlan:
         return plan_of(current, self._position, self._settings, self._expectation)

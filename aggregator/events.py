@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from aggregator.protection import Contribution
 from federation.errors import RejectReason
 from federation.messages import Control, Evaluation, LocalMetrics, NodeStatus, RoundPlan, RoundResult, RunState
 
@@ -104,6 +106,17 @@ class AggregationFinished:
     diagnostics: dict[str, float]
     next_state_digest: str | None = None
     """Of the strategy's state; None where the rule keeps none."""
+    contributions: tuple[Contribution, ...] = ()
+    """What the protection made of each update, in node order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AggregationRefused:
+    """No next global model came of the updates, or none that can be used: the round's own stays."""
+
+    round_number: int
+    detail: str
+    contributions: tuple[Contribution, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +151,7 @@ Event: TypeAlias = (
     | UpdateCompleted
     | UpdateRefused
     | AggregationFinished
+    | AggregationRefused
     | EvaluationFinished
     | WorkFailed
     | TimePassed
@@ -233,10 +247,14 @@ class RequestMissing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Aggregate:
-    """Aggregate the stored updates of these nodes, in this order, and report `AggregationFinished`."""
+    """Aggregate the stored updates of these nodes, in this order, and report `AggregationFinished` or `AggregationRefused`."""
 
     round_number: int
     nodes: tuple[str, ...]
+    declared: Mapping[str, int]
+    """How many examples each node has, as far as its status said."""
+    min_updates: int
+    """So many must be left by the protection."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, assert_never
 
@@ -16,6 +17,7 @@ from aggregator.events import (
     UpdateProgressed,
     UpdateRefused,
 )
+from aggregator.protection import Contribution
 from federation.errors import RejectReason
 from federation.messages import NodeOutcome
 from federation.settings import RoundSettings
@@ -56,6 +58,8 @@ class OpenRound:
     members: dict[str, Member]
     opened_at: float
     deadline_at: float
+    min_updates: int = 1
+    """Of how many updates the strategy is what it promises."""
     grace_at: float | None = None
     closed_at: float = 0.0
     aggregated_at: float = 0.0
@@ -64,11 +68,23 @@ class OpenRound:
     bytes_up: int = 0
     num_duplicates: int = 0
     diagnostics: dict[str, float] = field(default_factory=dict)
+    declared: Mapping[str, int] = field(default_factory=dict)
+    """How many examples each member said it had, when the round closed."""
 
     @property
     def quorum(self) -> int:
-        """How many accepted updates are needed."""
-        return self.settings.quorum_of(len(self.members))
+        """How many accepted updates are needed.
+
+        A rejected node has answered, and does not count among those that are waited for: one node must not be able to stop the
+        others. But a round never counts on fewer nodes than the run may begin one with, where its quorum asks for as many.
+        """
+        num_rejected = sum(member.outcome is not None and member.outcome.outcome == "rejected" for member in self.members.values())
+        return max(self.least, self.settings.quorum_of(len(self.members) - num_rejected))
+
+    @property
+    def least(self) -> int:
+        """With fewer updates nothing is aggregated, whoever was rejected or left out."""
+        return max(self.min_updates, min(self.settings.min_nodes, self.settings.quorum_of(len(self.members))))
 
     @property
     def wake_at(self) -> float:
@@ -152,6 +168,33 @@ class OpenRound:
                 effects += self._settle(member, NodeOutcome(node=node, outcome="discarded", reason=LATE), now)
         self.closed_at = self.aggregated_at = now
         return effects
+
+    def note_contributions(self, contributions: Sequence[Contribution]) -> list[Effect]:
+        """Write down what the protection made of each update; return what to log of it."""
+        effects: list[Effect] = []
+        for contribution in contributions:
+            member = self.members[contribution.node]
+            if member.outcome is None:
+                continue
+            member.outcome = member.outcome.model_copy(
+                update={
+                    "declared_examples": self.declared.get(contribution.node),
+                    "weight": contribution.weight,
+                    "distance": contribution.distance,
+                    "protection": contribution.reason[:500],
+                }
+            )
+            if contribution.reason:
+                effects.append(Note(text=f"round={self.number} node={contribution.node} {contribution.reason}", warning=True))
+        return effects
+
+    def failed(self) -> list[str]:
+        """Return the members of whom nothing was aggregated, in node-id order: silent, rejected, or left out by the protection."""
+        return sorted(
+            node
+            for node, member in self.members.items()
+            if member.outcome is None or member.outcome.outcome != "accepted" or member.outcome.weight == 0
+        )
 
     def phase_seconds(self, now: float) -> dict[str, float]:
         """Return how long each part of the round took, its result being published now."""

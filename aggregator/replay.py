@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from aggregator.protection import Contribution, protect
 from aggregator.recorded_round import Link, RecordChecker, RecordedRound, RecordError
 from aggregator.round_folder import RoundFolder
 from federation.codec import FileParams, write_params
 from federation.errors import ArchiveError
 from federation.messages import Evaluation, RoundResult
 from federation.params import Params
-from federation.settings import StrategySettings
+from federation.settings import MIN_UPDATES, StrategySettings
 from federation.signing import TrustedKeys
 from federation.strategies import build_strategy
 
@@ -95,6 +96,8 @@ class _Computed:
     digest: str
     state: FileParams | None
     state_digest: str | None
+    contributions: tuple[Contribution, ...] = ()
+    """What the protection made of each update."""
 
 
 class Replay:
@@ -147,6 +150,8 @@ class Replay:
             raise RecordError(number, "plan.json", f"it names another state of the strategy than round {number - 1} ended with")
         with tempfile.TemporaryDirectory(prefix="fedmq-replay-") as scratch:
             computed = self._compute(record, WhatIf(), None, Path(scratch))
+        if record.result.aggregated:
+            _check_contributions(record, computed.contributions)
         if computed.digest != record.result.next_global_digest:
             detail = f"aggregating the round again gives {computed.digest[:12]}, it says {record.result.next_global_digest[:12]}"
             raise RecordError(number, "result.json", detail)
@@ -221,20 +226,42 @@ class Replay:
         if not record.result.aggregated or not nodes:
             # Below quorum, or with nobody left, the global model stays.
             return _Computed(nodes=(), params=None, digest=record.result.global_digest, state=None, state_digest=None)
-        strategy = build_strategy(change.strategy or record.plan.strategy)
+        strategy_settings = change.strategy or record.plan.strategy
+        strategy = build_strategy(strategy_settings)
         if change.strategy is None and (state is None or not change.without):
             state = record.state_params
+        protected = protect(
+            [update for update in record.updates if update.node in nodes],
+            declared={
+                outcome.node: outcome.declared_examples for outcome in record.result.outcomes if outcome.declared_examples is not None
+            },
+            global_params=record.global_params,
+            settings=record.plan.protection,
+        )
+        if len(protected.updates) < MIN_UPDATES.get(strategy_settings.name, 1):
+            return _Computed(nodes=(), params=None, digest=record.result.global_digest, state=None, state_digest=None)
         aggregation = strategy.aggregate(
             state=strategy.initial_state(record.global_params) if state is None else state,
             global_params=record.global_params,
-            updates=[update for update in record.updates if update.node in nodes],
+            updates=protected.updates,
         )
         digest = write_params(model_file, aggregation.params, durable=False)
         state_digest = write_params(state_file, aggregation.state, durable=False) if aggregation.state else None
         return _Computed(
-            nodes=nodes,
+            nodes=tuple(update.node for update in protected.updates),
+            contributions=protected.contributions,
             params=FileParams(model_file),
             digest=digest,
             state=FileParams(state_file) if state_digest else None,
             state_digest=state_digest,
         )
+
+
+def _check_contributions(record: RecordedRound, contributions: Sequence[Contribution]) -> None:
+    """Raise unless the result says of each update what the protection makes of it."""
+    stated = {outcome.node: (outcome.weight, outcome.distance) for outcome in record.result.outcomes}
+    for contribution in contributions:
+        if stated[contribution.node] != (contribution.weight, contribution.distance):
+            detail = f"{contribution.node} counts for {contribution.weight} examples at distance {contribution.distance}"
+            number = record.result.round_number
+            raise RecordError(number, "result.json", f"{detail}, it says {stated[contribution.node][0]} at {stated[contribution.node][1]}")

@@ -12,7 +12,7 @@ from federation.messages import Evaluation, RoundPlan, RoundResult, RunPhase, Ru
 from federation.settings import RunSettings
 
 
-def state_of(position: Position, settings: RunSettings, *, phase: RunPhase, instance: str, reason: str) -> RunState:
+def state_of(position: Position, settings: RunSettings, *, phase: RunPhase, instance: str, roll_call: int, reason: str) -> RunState:
     """Return where a run stands: in round `position.round_number`, or between that and the one before it."""
     is_in_round = phase not in {"waiting", "paused"}
     return RunState(
@@ -22,6 +22,7 @@ def state_of(position: Position, settings: RunSettings, *, phase: RunPhase, inst
         num_rounds=settings.num_rounds,
         epoch=position.epoch,
         instance=instance,
+        roll_call=roll_call,
         strategy=settings.strategy.name,
         model=settings.model,
         final_digest=position.global_digest if phase == "finished" else None,
@@ -45,6 +46,7 @@ def plan_of(current: OpenRound, position: Position, settings: RunSettings, expec
         learning_rate=learning_rate(settings.training, current.number, settings.num_rounds),
         proximal_mu=expectation.proximal_mu,
         strategy=settings.strategy,
+        protection=settings.protection,
         state_digest=position.state_digest,
         global_digest=position.global_digest,
         global_bytes=expectation.global_bytes,

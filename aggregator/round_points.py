@@ -93,6 +93,7 @@ def _round_fields(result: RoundResult, rounds: Sequence[Mapping[str, Any]], num_
         "rejected": result.rejected,
         "discarded": result.discarded,
         "stragglers": result.stragglers,
+        "left_out": sum(outcome.weight == 0 for outcome in result.outcomes),
         "aggregated": int(result.aggregated),
         "bytes_up": result.bytes_up,
         "bytes_down": result.bytes_down,
@@ -108,6 +109,6 @@ def _outcome_tags(outcome: NodeOutcome) -> dict[str, str]:
     return {"node": outcome.node, "reason": "none" if outcome.outcome == "accepted" else known}
 
 
-def _outcome_fields(outcome: NodeOutcome) -> dict[str, int]:
+def _outcome_fields(outcome: NodeOutcome) -> dict[str, int | float | None]:
     flags = {name: int(outcome.outcome == name) for name in ("accepted", "rejected", "discarded")}
-    return {**flags, "num_examples": outcome.num_examples}
+    return {**flags, "num_examples": outcome.num_examples, "weight": outcome.weight, "distance": outcome.distance}

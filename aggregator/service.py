@@ -6,6 +6,7 @@ import errno
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias, assert_never
 
 from aggregator.checkpoint import CheckpointStore
@@ -13,6 +14,7 @@ from aggregator.coordinator import CHECK_SECONDS, Coordinator
 from aggregator.events import (
     Aggregate,
     AggregationFinished,
+    AggregationRefused,
     CheckBegun,
     CheckRounds,
     ClearControl,
@@ -36,6 +38,7 @@ from aggregator.events import (
     Stop,
     WorkFailed,
 )
+from aggregator.protection import protect
 from aggregator.publisher import Publisher
 from aggregator.reader import MessageReader
 from aggregator.record import RunRecord
@@ -43,9 +46,9 @@ from aggregator.round_keeper import RoundKeeper, RoundsArchived
 from aggregator.updates import UpdateCollector
 from federation import topics
 from federation.clock import Clock
-from federation.errors import FencedError, RemoteProtocolError
+from federation.errors import CodecError, FencedError, RemoteProtocolError
 from federation.messages import Evaluation, MetricPoint, RoundResult
-from federation.params import Params, Signature
+from federation.params import FiniteParams, Params, Signature
 from federation.rejections import Rejections
 from federation.strategies import Strategy
 from federation.transport import Connected, Delivered, Disconnected, Refused, Transport, TransportEvent
@@ -116,6 +119,7 @@ class AggregatorService:
         self._collector = collector
         self._record = record
         self._strategy = strategy
+        self._protection = record.settings.protection
         self._signature = signature
         self._evaluate = evaluate
         self._measure = measure
@@ -378,17 +382,22 @@ class AggregatorService:
             state = self._strategy.initial_state(global_params)
         else:
             state = self._store.read_global(position.state_digest, None)
-        aggregation = self._strategy.aggregate(
-            state=state,
-            global_params=global_params,
-            updates=[self._collector.stored(node) for node in effect.nodes],
-        )
-        digest, state_digest = self._store.write_global(aggregation.params, aggregation.state, self._signature)
+        updates = [self._collector.stored(node) for node in effect.nodes]
+        protected = protect(updates, declared=effect.declared, global_params=global_params, settings=self._protection)
+        refused = partial(AggregationRefused, round_number=effect.round_number, contributions=protected.contributions)
+        if len(protected.updates) < effect.min_updates:
+            return refused(detail=f"the protection left {len(protected.updates)} updates, {effect.min_updates} are needed")
+        aggregation = self._strategy.aggregate(state=state, global_params=global_params, updates=protected.updates)
+        try:
+            digest, state_digest = self._store.write_global(FiniteParams(aggregation.params), aggregation.state, self._signature)
+        except CodecError as error:
+            return refused(detail=f"the new global model can't be used: {error}")
         return AggregationFinished(
             round_number=effect.round_number,
             next_global_digest=digest,
             next_state_digest=state_digest,
             diagnostics=dict(aggregation.diagnostics),
+            contributions=protected.contributions,
         )
 
     def _evaluate_global(self, effect: Evaluate) -> Event:

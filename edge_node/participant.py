@@ -73,6 +73,7 @@ class Participant:
         self._node = node
         self._round_number: int | None = None
         self._epoch = 0
+        self._answered = (-1, -1)
         self._plan: RoundPlan | None = None
         self._global_digest: str | None = None
         self._patience_seconds = 0.0
@@ -140,19 +141,19 @@ class Participant:
         if state.epoch < self._epoch:
             return [Note(text=f"ignored a state of epoch {state.epoch}: epoch {self._epoch} leads", warning=True)]
         is_new_leader = state.epoch > self._epoch
-        greeting = self._greet(state.epoch)
+        greeting = self._greet(state.epoch, state.roll_call)
         if self.phase is Phase.FINISHING:
             return greeting
         return [*greeting, *self._follow_state(state, is_new_leader=is_new_leader, now=now)]
 
-    def _greet(self, epoch: int) -> list[Effect]:
-        """Take a message's epoch; say again who we are to an aggregator that took over while our connection has lasted.
+    def _greet(self, epoch: int, roll_call: int) -> list[Effect]:
+        """Take a message's epoch and roll call; say again who we are where either is new to us.
 
-        It knows of us only what the broker still holds, and that may be nothing.
+        The aggregator may know of us only what the broker still holds: nothing, or what a device that is gone had said.
         """
-        is_successor = 0 < self._epoch < epoch
-        self._epoch = epoch
-        return [PublishStatus(problem=self._problem)] if is_successor else []
+        is_called = (epoch, roll_call) != self._answered
+        self._epoch, self._answered = epoch, (epoch, roll_call)
+        return [PublishStatus(problem=self._problem)] if is_called else []
 
     def _follow_state(self, state: RunState, *, is_new_leader: bool, now: float) -> list[Effect]:
         if state.phase == "finished" and state.final_digest is not None:
@@ -175,7 +176,7 @@ class Participant:
         plan = event.plan
         if plan.round_number != self._round_number or plan.epoch < self._epoch:
             return []
-        return [*self._greet(plan.epoch), *self._follow_plan(plan, now)]
+        return [*self._greet(plan.epoch, self._answered[1] if plan.epoch == self._epoch else 0), *self._follow_plan(plan, now)]
 
     def _follow_plan(self, plan: RoundPlan, now: float) -> list[Effect]:
         if self._plan is not None and self._plan.global_digest == plan.global_digest:

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, TypeAlias, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from federation.errors import MessageError, RejectReason
-from federation.settings import ClassNames, ModelSettings, Name, RunSettings, StrategySettings, TrainingSettings
+from federation.settings import ClassNames, ModelSettings, Name, ProtectionSettings, RunSettings, StrategySettings, TrainingSettings
 
 MAX_MESSAGE_BYTES = 2 << 20
 """Largest JSON payload read: a manifest of 16,384 chunks, or a result of a few thousand nodes."""
@@ -83,6 +83,8 @@ class RunState(Message):
     """Fencing epoch: each start of an aggregator takes the next; a lower one is a zombie's."""
     instance: Tag = "-"
     """Random per process: of two aggregators with one epoch, the greater leads."""
+    roll_call: Count = 0
+    """Whenever epoch or this number changes, every node publishes its status anew: by that the aggregator knows it lives."""
     strategy: Tag
     model: ModelSettings
     final_digest: Digest | None = None
@@ -133,6 +135,8 @@ class RoundPlan(Message):
     proximal_mu: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     strategy: StrategySettings = StrategySettings()
     """How the round's updates will be aggregated: what replay repeats."""
+    protection: ProtectionSettings | None = None
+    """What bounds them before; None in records from before there was a protection."""
     state_digest: Digest | None = None
     """Of the strategy's state before the round, published beside the global model; None where the rule keeps none."""
     codec: Literal["safetensors"] = "safetensors"
@@ -221,6 +225,15 @@ class NodeOutcome(BaseModel):
     outcome: Literal["accepted", "rejected", "discarded"]
     reason: Text = ""
     num_examples: Count = 0
+    """As the update claims."""
+    declared_examples: Count | None = None
+    """As its node's status said when the round closed; None where none was known."""
+    weight: Count | None = None
+    """Examples it was aggregated with; 0: the protection left it out. None where nothing was aggregated."""
+    distance: Number | None = None
+    """Euclidean, of the update from the round's global model."""
+    protection: Text = ""
+    """Why it counts for less than it claims, as a sentence."""
     update_digest: Digest | None = None
     metrics: LocalMetrics | None = None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any, TypeAlias
@@ -69,3 +69,25 @@ def check_finite(params: Params) -> None:
     for name in sorted(params):
         if not np.isfinite(params[name]).all():
             raise CodecError(f"tensor {name!r} holds NaN or infinity", reason=RejectReason.NON_FINITE)
+
+
+class FiniteParams(Mapping[str, Array]):
+    """Parameters that raise a `CodecError` when a tensor is asked for that holds NaN or infinity.
+
+    Args:
+        params: checked tensor by tensor, as each is asked for.
+    """
+
+    def __init__(self, params: Params) -> None:
+        self._params = params
+
+    def __getitem__(self, name: str) -> Array:
+        array = self._params[name]
+        check_finite({name: array})
+        return array
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._params)
+
+    def __len__(self) -> int:
+        return len(self._params)

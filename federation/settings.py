@@ -158,6 +158,26 @@ class StrategySettings(Settings):
     """`fedprox` only: weight of the proximal term mu/2 * ||w - w_t||^2 in the local loss."""
 
 
+MIN_UPDATES: Mapping[str, int] = {"fedmedian": 3}
+"""Of how many updates a rule is what its name promises; 1 where it is not named: the median of two is their mean."""
+
+
+class ProtectionSettings(Settings):
+    """How far, and with what weight, one node's update may move the global model.
+
+    The defaults are at least twice what honest nodes of very unequal data needed: they change no honest run (docs/security.md).
+    """
+
+    max_examples: Annotated[int, Field(ge=1, le=10**12)] = 1_000_000
+    """An update counts for so many examples at most, whatever its node claims and declares."""
+    max_weight_ratio: Annotated[float, Field(ge=1, le=1e12)] = 20.0
+    """Likewise, in units of the median over the round's updates; of three or more."""
+    max_distance_ratio: Annotated[float, Field(ge=1, le=1e12)] = 20.0
+    """An update further from the global model than so many times the median over the round's updates is left out; of three or more."""
+    max_model_ratio: Annotated[float, Field(gt=0, le=1e12)] = 3.0
+    """Likewise, in units of the global model's own norm: the one bound that holds for one update or two."""
+
+
 class RoundSettings(Settings):
     """When a round starts and when it closes.
 
@@ -175,6 +195,8 @@ class RoundSettings(Settings):
     deadline_seconds: Annotated[float, Field(gt=0, le=7 * SECONDS_PER_DAY)] = 900.0
     max_failed_rounds: Annotated[int, Field(ge=1, le=10_000)] = 5
     """The run stops with an error after so many rounds below quorum in a row."""
+    max_missed_rounds: Annotated[int, Field(ge=1, le=10_000)] = 2
+    """A node of whom so many rounds in a row nothing could be aggregated is set aside until it speaks anew."""
     retained_bytes: Annotated[int, Field(ge=0, le=2**40)] = 256 << 20
     """Finished rounds stay on the broker within so many bytes; older ones are cleared once they are archived on disk."""
 
@@ -196,12 +218,20 @@ class RunSettings(Settings):
     model: ModelSettings = ModelSettings()
     training: TrainingSettings = TrainingSettings()
     strategy: StrategySettings = StrategySettings()
+    protection: ProtectionSettings = ProtectionSettings()
     rounds: RoundSettings = RoundSettings()
 
     @model_validator(mode="after")
     def _grace_fits_deadline(self) -> RunSettings:
         if self.mode == "federated" and self.rounds.grace_seconds > self.rounds.deadline_seconds:
             raise ValueError("rounds.grace_seconds is longer than rounds.deadline_seconds: lower it, or raise the deadline")
+        return self
+
+    @model_validator(mode="after")
+    def _nodes_suffice_for_strategy(self) -> RunSettings:
+        needed = MIN_UPDATES.get(self.strategy.name, 1)
+        if self.mode == "federated" and self.rounds.min_nodes < needed:
+            raise ValueError(f"strategy {self.strategy.name!r} needs {needed} updates or more: raise rounds.min_nodes to {needed}")
         return self
 
 

@@ -212,7 +212,7 @@ def _what_if(strategy: str | None, options: list[str], without: list[str]) -> Wh
 def _strategy(name: str, options: list[str]) -> StrategySettings:
     import tomllib
 
-    from federation.settings import parse_settings
+    from federation.settings import MIN_UPDATES, parse_settings
 
     values: dict[str, Any] = {"name": name}
     for option in options:
@@ -223,7 +223,8 @@ def _strategy(name: str, options: list[str]) -> StrategySettings:
             values[key.strip()] = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
             values[key.strip()] = text
-    return parse_settings({"strategy": values}, source="--strategy").strategy
+    # With the nodes that any rule asks for: how many updates there are, each round says.
+    return parse_settings({"strategy": values, "rounds": {"min_nodes": max(MIN_UPDATES.values())}}, source="--strategy").strategy
 
 
 def _origin(text: str) -> Origin:

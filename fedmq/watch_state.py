@@ -17,7 +17,7 @@ from rich.text import Text
 from federation import topics
 from federation.condition import NodeCondition, RunCondition, condition_of_node, condition_of_run
 from federation.errors import RemoteProtocolError
-from federation.messages import MetricsReport, NodeStatus, RoundResult, RunState, parse
+from federation.messages import MetricsReport, NodeOutcome, NodeStatus, RoundResult, RunState, parse
 
 SHOWN_ROUNDS = 12
 """What fits beside the rest on a terminal of 40 lines."""
@@ -153,8 +153,10 @@ class WatchState:
         table = Table(title="nodes", title_justify="left", box=box.SIMPLE_HEAD, expand=True)
         table.add_column("node")
         table.add_column("state")
-        for column in ("images", "loss", "images/s", "local accuracy", "cpu", "memory", "°C"):
+        for column in ("images", "weight", "distance", "loss", "images/s", "local accuracy", "cpu", "memory", "°C"):
             table.add_column(column, justify="right")
+        last = self.results[max(self.results)].outcomes if self.results else []
+        outcomes = {outcome.node: outcome for outcome in last}
         for node, status in sorted(self.statuses.items()):
             known = self.figures.get(node, {})
             train, device = known.get("train", {}), known.get("device", {})
@@ -165,6 +167,7 @@ class WatchState:
                 node,
                 state,
                 str(status.num_examples or "-"),
+                *_contribution(outcomes.get(node)),
                 _figure(train.get("loss"), ".3f"),
                 _figure(train.get("samples_per_second"), ",.0f"),
                 _figure(train.get("validation_accuracy"), ".4f"),
@@ -205,6 +208,14 @@ def sparkline(values: Sequence[float]) -> str:
 
 def _counted(count: int, style: str) -> Text:
     return Text(str(count), style=style if count else "dim")
+
+
+def _contribution(outcome: NodeOutcome | None) -> tuple[Text, Text]:
+    """Return weight and distance of a node's last update; red where the protection left it out, yellow where it was lowered."""
+    if outcome is None or outcome.weight is None:
+        return Text("-"), Text("-")
+    style = "red" if outcome.weight == 0 else "yellow" if outcome.protection else ""
+    return Text(str(outcome.weight), style=style), Text(_figure(outcome.distance, ".3g"), style=style)
 
 
 def _figure(value: object, pattern: str) -> str:

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from federation.errors import LocalProtocolError
 from federation.params import Array, Params
+from federation.settings import MIN_UPDATES
 from federation.strategies.strategy import Aggregation, Update, check_updates
 
 
@@ -30,7 +32,13 @@ class FedMedian:
         return {}
 
     def aggregate(self, *, state: Params, global_params: Params, updates: Sequence[Update]) -> Aggregation:  # noqa: ARG002
-        """Return the median of the updates."""
+        """Return the median of the updates.
+
+        Raises:
+            LocalProtocolError: fewer than three updates: of two the median is the mean, which one of them moves at will.
+        """
+        if len(updates) < MIN_UPDATES["fedmedian"]:
+            raise LocalProtocolError(f"fedmedian needs {MIN_UPDATES['fedmedian']} updates or more, there are {len(updates)}")
         return Aggregation(params=_Median(updates), state=state)
 
 

@@ -126,7 +126,7 @@ def _take_part(options: argparse.Namespace) -> int:
         node=node,
         online=True,
         instance=secrets.token_hex(8),
-        num_examples=10,
+        num_examples=200,
         image_shape=list(IMAGE_SHAPE),
         num_classes=len(CLASS_NAMES),
     )

@@ -154,7 +154,7 @@ class FederationPair:
     def start_node(self, node: str, **changes: object) -> None:
         """Start a node's process; keyword arguments change what its status says."""
         self._num_starts += 1
-        facts: dict[str, object] = {"num_examples": 10, "image_shape": list(IMAGE_SHAPE), "num_classes": 2}
+        facts: dict[str, object] = {"num_examples": 200, "image_shape": list(IMAGE_SHAPE), "num_classes": 2}
         identity = {"node": node, "online": True, "instance": f"i{self._num_starts}"}
         status = NodeStatus.model_validate(identity | facts | changes)
         seat = self.seats[node]

@@ -85,13 +85,13 @@ def uploading() -> Participant:
 def test_joins_the_current_round() -> None:
     machine = Participant(node="n0")
     assert machine.handle(SessionOpened(session_present=False), 0.0) == [FollowRun(), PublishStatus()]
-    assert machine.handle(StateReceived(state=state(RUN, epoch=1, round_number=3)), 0.0) == [FollowRound(round_number=3)]
+    assert machine.handle(StateReceived(state=state(RUN, epoch=1, round_number=3)), 0.0) == [PublishStatus(), FollowRound(round_number=3)]
 
 
 def test_follows_the_coming_round_of_a_waiting_run() -> None:
     machine = Participant(node="n0")
     waiting = state(RUN, epoch=1, phase="waiting", round_number=0)
-    assert machine.handle(StateReceived(state=waiting), 0.0) == [FollowRound(round_number=1)]
+    assert machine.handle(StateReceived(state=waiting), 0.0) == [PublishStatus(), FollowRound(round_number=1)]
     assert machine.handle(StateReceived(state=state(RUN, epoch=1, round_number=1)), 1.0) == []
 
 

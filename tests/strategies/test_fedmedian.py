@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from federation.errors import LocalProtocolError
-from federation.settings import StrategySettings
+from federation.errors import LocalProtocolError, SettingsError
+from federation.settings import StrategySettings, parse_settings
 from federation.strategies import Update, build_strategy
 
 STRATEGY = build_strategy(StrategySettings(name="fedmedian"))
@@ -29,9 +29,21 @@ def test_of_three_the_middle_one_coordinate_by_coordinate() -> None:
     assert median(update("a", [1, 9, 5]), update("b", [2, 8, 5]), update("c", [3, 1, 4])) == [2, 8, 5]
 
 
-def test_of_two_the_mean_and_of_one_itself() -> None:
-    assert median(update("a", [1, 2, 3]), update("b", [2, 6, 3])) == [1.5, 4, 3]
-    assert median(update("a", [1, 2, 3])) == [1, 2, 3]
+def test_of_four_the_mean_of_the_middle_two() -> None:
+    four = (update("a", [1, 2, 3]), update("b", [2, 6, 3]), update("c", [9, 9, 9]), update("d", [-9, -9, -9]))
+    assert median(*four) == [1.5, 4, 3]
+
+
+@pytest.mark.parametrize("num_updates", [1, 2])
+def test_of_fewer_than_three_it_refuses_to_be_a_mean(num_updates: int) -> None:
+    with pytest.raises(LocalProtocolError, match="3 updates or more"):
+        median(*(update(node, [1, 2, 3]) for node in "ab"[:num_updates]))
+
+
+def test_run_file_that_may_begin_with_fewer_nodes_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"raise rounds\.min_nodes to 3"):
+        parse_settings({"strategy": {"name": "fedmedian"}, "rounds": {"min_nodes": 2}})
+    assert parse_settings({"strategy": {"name": "fedmedian"}, "rounds": {"min_nodes": 3}}).rounds.min_nodes == 3
 
 
 def test_one_mad_node_of_three_moves_nothing_beyond_the_others() -> None:

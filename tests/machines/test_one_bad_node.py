@@ -1,0 +1,87 @@
+"""One enrolled node that sends valid updates to do harm: the others' run goes on, the node is named, the record repeats."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aggregator.archive import Archive
+from aggregator.replay import Replay, WhatIf
+from edge_node.work import LocalUpdate
+from federation.messages import RoundPlan
+from federation.params import Params
+from tests.machines.federation_pair import ArithmeticLearner, FederationPair
+from tests.machines.test_federation import expected_digest, results
+
+
+class Poisoner(ArithmeticLearner):
+    """Sends the largest floats there are, and claims more examples than anybody has."""
+
+    def train(self, plan: RoundPlan, global_params: Params, should_stop: Callable[[], bool]) -> LocalUpdate:
+        """Return the poisoned update."""
+        update = super().train(plan, global_params, should_stop)
+        params = {name: np.full_like(update.params[name], 3.4e38) for name in update.params}
+        return dataclasses.replace(update, params=params, num_examples=10**12)
+
+
+class Boaster(ArithmeticLearner):
+    """Trains honestly, and claims more examples than anybody has."""
+
+    def train(self, plan: RoundPlan, global_params: Params, should_stop: Callable[[], bool]) -> LocalUpdate:
+        """Return the update with its weight."""
+        return dataclasses.replace(super().train(plan, global_params, should_stop), num_examples=10**12)
+
+
+def test_the_largest_floats_change_nothing_and_the_node_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pair = FederationPair(tmp_path, num_nodes=4, num_rounds=5, min_nodes=3)
+    pair.learners["n3"] = Poisoner("n3")
+    pair.start()
+    pair.run()
+    assert pair.aggregator_service.stopped is not None
+    assert not pair.aggregator_service.stopped.failed
+    assert pair.global_digest == expected_digest(num_nodes=3, num_rounds=5)
+    assert "node=n3 left out" in caplog.text
+    assert "node=n3 set aside" in caplog.text
+    outcomes = [{outcome.node: outcome.weight for outcome in result.outcomes} for result in results(pair)]
+    assert outcomes[0] == {"n0": 58, "n1": 59, "n2": 60, "n3": 0}
+    assert "n3" not in outcomes[2]
+
+
+def test_a_boaster_counts_for_what_it_declared(tmp_path: Path) -> None:
+    pair = FederationPair(tmp_path, num_rounds=2)
+    pair.learners["n2"] = Boaster("n2")
+    pair.start()
+    pair.run()
+    weights = [[outcome.weight for outcome in result.outcomes] for result in results(pair)]
+    assert weights == [[58, 59, 200], [58, 59, 200]]
+    assert "not the 1000000000000 it claims" in results(pair)[0].outcomes[2].protection
+
+
+def test_replay_protects_as_the_run_did_with_and_without_the_node(tmp_path: Path) -> None:
+    pair = FederationPair(tmp_path, num_nodes=4, num_rounds=2, min_nodes=3)
+    pair.learners["n3"] = Poisoner("n3")
+    pair.learners["n2"] = Boaster("n2")
+    pair.start()
+    pair.run()
+    replay = Replay("pair", Archive(tmp_path / "out" / "rounds"))
+    assert len(list(replay.verify([1, 2]))) == 2
+    without_harm = list(replay.what_if([1, 2], WhatIf(without={"n3"}), None))
+    assert all(changed.next_global_digest == changed.result.next_global_digest for changed in without_harm)
+    without_weight = list(replay.what_if([1, 2], WhatIf(without={"n2"}), None))
+    assert all(changed.next_global_digest != changed.result.next_global_digest for changed in without_weight)
+
+
+def test_of_two_nodes_the_harmful_one_costs_rounds_but_never_the_model(tmp_path: Path) -> None:
+    """Below `min_nodes` nothing is aggregated: the run waits, and its model is as it was."""
+    pair = FederationPair(tmp_path, num_nodes=2, num_rounds=5, max_failed_rounds=2)
+    pair.learners["n1"] = Poisoner("n1")
+    pair.start()
+    before = pair.global_digest
+    pair.run()
+    assert pair.aggregator_service.stopped is not None
+    assert "2 rounds in a row" in pair.aggregator_service.stopped.reason
+    assert pair.global_digest == before
