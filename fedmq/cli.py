@@ -16,6 +16,7 @@ import typer
 
 from federation.errors import SettingsError
 from fedmq import console
+from fedmq.blame import blame
 from fedmq.console import JsonOption, print_json, sentences
 from fedmq.control import pause, recover, resume, stop
 from fedmq.data_command import data_app
@@ -42,7 +43,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(metrics_app, name="metrics")
 app.add_typer(node_app, name="node")
 app.command("init")(app_init)
-for command in (doctor, export, pause, predict, recover, replay, report, resume, rounds, run, status, stop, watch):
+for command in (blame, doctor, export, pause, predict, recover, replay, report, resume, rounds, run, status, stop, watch):
     app.command()(command)
 
 

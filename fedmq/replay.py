@@ -52,8 +52,8 @@ def replay(
     with sentences():
         environment = command_environment(broker_host=host, broker_port=port, broker_username=username, broker_password_file=password_file)
         change = _what_if(strategy, options or [], without or [])
-        run, folder, source = locate_run(run, out, _origin(origin))
-        with open_records(run, source, _address(environment), folder) as records:
+        run, folder, source = locate_run(run, out, parse_origin(origin))
+        with open_records(run, source, broker_address(environment), folder) as records:
             numbers = records.numbers(round_numbers)
             if change is not None:
                 _show_changes(run, records, numbers, change, environment, as_json=as_json)
@@ -92,8 +92,8 @@ def rounds(
 
     with sentences():
         environment = command_environment(broker_host=host, broker_port=port, broker_username=username, broker_password_file=password_file)
-        run, folder, source = locate_run(run, out, _origin(origin))
-        entries = list_rounds(run, source, _address(environment), folder)
+        run, folder, source = locate_run(run, out, parse_origin(origin))
+        entries = list_rounds(run, source, broker_address(environment), folder)
     if as_json:
         print_json({"run": run, "rounds": entries})
         return
@@ -147,7 +147,7 @@ def _show_changes(
     from aggregator.replay import Replay
     from fedmq.run_source import find_trusted_keys
 
-    evaluate = _evaluator(records.settings, environment)
+    evaluate = build_evaluator_of(records.settings, environment)
     replayer = Replay(run, records.source, find_trusted_keys(environment.trusted_keys, records.out_dir))
     entries = [_changed_entry(changed) for changed in replayer.what_if(numbers, change, evaluate)]
     if as_json:
@@ -163,7 +163,12 @@ def _show_changes(
     print_table(f"{run}: what happened, and what if", columns, rows)
 
 
-def _evaluator(settings: RunSettings | None, environment: CommandEnvironment) -> Any:
+def build_evaluator_of(settings: RunSettings | None, environment: CommandEnvironment) -> Any:
+    """Return what evaluates a global model of a run on its test images.
+
+    Raises:
+        SettingsError: the run's settings are not known.
+    """
     if settings is None:
         raise SettingsError("the run's settings are neither on the broker nor in its folder: name the folder with --out")
     from aggregator.wiring import build_evaluator
@@ -227,7 +232,12 @@ def _strategy(name: str, options: list[str]) -> StrategySettings:
     return parse_settings({"strategy": values, "rounds": {"min_nodes": max(MIN_UPDATES.values())}}, source="--strategy").strategy
 
 
-def _origin(text: str) -> Origin:
+def parse_origin(text: str) -> Origin:
+    """Return where rounds are to be read from.
+
+    Raises:
+        SettingsError: there is no such place.
+    """
     from fedmq.run_source import Origin
 
     if text not in get_args(Origin):
@@ -235,7 +245,8 @@ def _origin(text: str) -> Origin:
     return cast("Origin", text)
 
 
-def _address(environment: CommandEnvironment) -> Any:
+def broker_address(environment: CommandEnvironment) -> Any:
+    """Return the broker that the environment names."""
     from federation.broker_address import BrokerAddress
 
     return BrokerAddress.from_environment(environment)
