@@ -148,7 +148,7 @@ def measure(folder: RoundFolder, result_digest: str) -> KeptRound:
     num_chunks = {}
     for transfer in folder.transfers():
         payload = read_payload(folder, f"{transfer}/manifest.json", max_bytes=MAX_MESSAGE_BYTES)
-        manifest = parse(_AnyTransfer, payload)
+        manifest = parse(AnyTransfer, payload)
         num_chunks[transfer] = count_chunks(manifest.total_bytes, manifest.chunk_bytes)
         num_bytes += len(payload) + manifest.total_bytes + num_chunks[transfer] * HEADER.size
     return KeptRound(result_digest=result_digest, num_bytes=num_bytes, num_chunks=num_chunks)
@@ -172,7 +172,7 @@ def chunk_topic(run: str, round_number: int, transfer: str, index: int) -> topic
     return topics.UpdateChunkTopic(run, round_number, transfer.removeprefix("updates/"), index)
 
 
-class _AnyTransfer(Transfer):
+class AnyTransfer(Transfer):
     """A manifest of either kind, of which only the sizes matter here."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)

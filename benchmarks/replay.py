@@ -88,7 +88,7 @@ def _run(side: str, options: argparse.Namespace, periods: list[float]) -> dict[s
 
 def _replay(broker: PrivateBroker, folder: Path, num_rounds: int) -> dict[str, float]:
     address = BrokerAddress(host=broker.host, port=broker.port, username=OBSERVER, password=broker.passwords[OBSERVER])
-    with RetainedReader(address, RUN) as reader:
+    with RetainedReader(address) as reader:
         sources: dict[str, RoundSource] = {"broker": BrokerRounds(RUN, reader.read), "archive": Archive(folder / "out" / "rounds")}
         seconds = {}
         for origin, source in sources.items():

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from random import Random
 from threading import RLock
 from types import MappingProxyType
 
@@ -75,14 +76,22 @@ class InMemoryBroker:
         max_packet_bytes: Maximum Packet Size told to clients; None without a limit.
         max_queued_messages: what one session queues, retained messages included; more is dropped and counted.
         faults: what goes wrong on the way to subscribers.
+        retained_seed: of the order in which a new subscription gets retained messages. MQTT 5 orders messages of one topic
+            only (section 4.6), and brokers differ: Mosquitto walks its tree, HiveMQ may send the newest first.
     """
 
     def __init__(
-        self, *, max_packet_bytes: int | None = None, max_queued_messages: int = MAX_QUEUED_MESSAGES, faults: Faults | None = None
+        self,
+        *,
+        max_packet_bytes: int | None = None,
+        max_queued_messages: int = MAX_QUEUED_MESSAGES,
+        faults: Faults | None = None,
+        retained_seed: int = 0,
     ) -> None:
         self.faults = faults or Faults()
         self.num_dropped = 0
         """Copies dropped, for a full queue or by a fault."""
+        self._retained_order = Random(retained_seed)  # noqa: S311 - an order, not a secret
         self._max_packet_bytes = max_packet_bytes
         self._max_queued_messages = max_queued_messages
         self._retained: dict[str, bytes] = {}
@@ -233,9 +242,10 @@ class InMemoryBroker:
 
     def _subscribe(self, session: _Session, topic_filter: str) -> None:
         session.filters[topic_filter] = None
-        for topic in sorted(self._retained):
-            if matches(topic_filter, topic):
-                self._queue(session, Delivered(topic=topic, payload=self._retained[topic], retained=True))
+        found = [topic for topic in sorted(self._retained) if matches(topic_filter, topic)]
+        self._retained_order.shuffle(found)
+        for topic in found:
+            self._queue(session, Delivered(topic=topic, payload=self._retained[topic], retained=True))
 
     def _route(self, topic: str, payload: bytes, retain: bool) -> None:  # noqa: FBT001 - the flag of the packet
         if retain and payload:

@@ -273,13 +273,6 @@ def result_filter(run: str) -> str:
     return f"{PREFIX}/{run}/rounds/+/result"
 
 
-def manifest_filters(run: str) -> tuple[str, ...]:
-    """Return the filters of what tells how large each round is: plans, manifests and results."""
-    rounds = f"{PREFIX}/{run}/rounds/+"
-    manifests = (f"{rounds}/{name}/manifest" for name in ("global", "strategy", "updates/+"))
-    return (f"{rounds}/plan", *manifests, f"{rounds}/result")
-
-
 def global_prefix(run: str, round_number: int) -> str:
     """Return what all topics of a round's global model begin with."""
     return f"{PREFIX}/{run}/rounds/{round_number}/global/"

@@ -12,21 +12,24 @@ import typer
 
 from federation import topics
 from federation.broker_address import BrokerAddress
-from federation.errors import TransportError
+from federation.errors import ArchiveError, TransportError
 from federation.messages import Control, RunState, parse
 from federation.mqtt import MqttTransport
-from federation.transport import TransportEvent
+from federation.transport import Connected, Delivered, TransportEvent
 from fedmq import console
 from fedmq.console import JsonOption, print_json, sentences
 from fedmq.options import HostOption, PasswordOption, PortOption, UserOption, command_environment
 from fedmq.replay import OutOption, RunArgument
-from fedmq.retained_reader import RetainedReader
+from fedmq.retained_reader import QUIET_SECONDS, RetainedReader
 
 SEND_SECONDS = 15.0
 HEED_SECONDS = 5.0
 """How long a living aggregator may take to heed a wish."""
 
-POLL_SECONDS = 0.2
+ECHO_SECONDS = 1.0
+"""After the broker's acknowledgement a wish it took comes back to us at once; one that its access list refuses never does."""
+
+POLL_SECONDS = 0.1
 
 ReasonOption = Annotated[str, typer.Option(help="Shown in the run's state.")]
 
@@ -95,7 +98,7 @@ def recover(
     state_dir = state or folder / "state"
     with sentences():
         environment = command_environment(broker_host=host, broker_port=port, broker_username=username, broker_password_file=password_file)
-        with RetainedReader(BrokerAddress.from_environment(environment), run) as reader:
+        with RetainedReader(BrokerAddress.from_environment(environment)) as reader:
             recovered = recover_run(
                 run,
                 BrokerRounds(run, reader.read),
@@ -153,27 +156,53 @@ def send_wish(address: BrokerAddress, control: Control) -> bool:
         ArchiveError: it holds no such run.
     """
     topic, state_topic = str(topics.ControlTopic(control.run)), str(topics.StateTopic(control.run))
-    with RetainedReader(address, control.run) as reader:
-        before = dict(reader.read([state_topic]))[state_topic]
-        inbox: queue.Queue[TransportEvent] = queue.Queue()
-        transport = MqttTransport(address, client_id=f"operator-{secrets.token_hex(4)}", on_event=inbox.put, session_expiry_seconds=0)
-        transport.start()
+    inbox: queue.Queue[TransportEvent] = queue.Queue()
+    transport = MqttTransport(address, client_id=f"operator-{secrets.token_hex(4)}", on_event=inbox.put, session_expiry_seconds=0)
+    transport.start()
+    try:
+        if not isinstance(event := _next(inbox, time.monotonic() + SEND_SECONDS), Connected):
+            raise TransportError(f"the broker can't be reached: {getattr(event, 'reason', 'it does not answer')}")
+        transport.subscribe([topic, state_topic])
+        state = before = _first_state(inbox, state_topic, control.run)
         transport.publish(topic, control.to_payload(), retain=True)
-        transport.stop(SEND_SECONDS)
-        give_up_at = time.monotonic() + HEED_SECONDS
-        while True:
-            found = dict(reader.read([topic, state_topic]))
-            state = parse(RunState, found[state_topic])
-            is_ours = found.get(topic) == control.to_payload()
-            if _is_heeded(control, state, is_cleared=not is_ours, has_changed=found[state_topic] != before):
+        is_taken = is_cleared = False
+        give_up_at, acknowledged_at = time.monotonic() + HEED_SECONDS, None
+        while (now := time.monotonic()) < give_up_at:
+            if acknowledged_at is None and not transport.num_pending:
+                acknowledged_at = now
+            if not is_taken and acknowledged_at is not None and now >= acknowledged_at + ECHO_SECONDS:
+                break
+            event = _next(inbox, time.monotonic() + POLL_SECONDS)
+            if isinstance(event, Delivered) and event.topic == state_topic:
+                state = event.payload
+            elif isinstance(event, Delivered):
+                # Ours comes back to us as to every subscriber; cleared, it comes as an empty payload.
+                is_taken |= event.payload == control.to_payload()
+                is_cleared = is_taken and not event.payload
+            if _is_heeded(control, parse(RunState, state), is_cleared=is_cleared, has_changed=state != before):
                 return True
-            if not is_ours and topic not in found and state.phase == parse(RunState, before).phase:
-                raise TransportError(
-                    f"the broker did not take it: {control.wanted} needs the aggregator's user name and password (FEDMQ_BROKER_USERNAME)"
-                )
-            if time.monotonic() >= give_up_at:
-                return False
-            time.sleep(POLL_SECONDS)
+    finally:
+        transport.stop(SEND_SECONDS)
+    if not is_taken:
+        raise TransportError(
+            f"the broker did not take it: {control.wanted} needs the aggregator's user name and password (FEDMQ_BROKER_USERNAME)"
+        )
+    return False
+
+
+def _first_state(inbox: queue.Queue[TransportEvent], topic: str, run: str) -> bytes:
+    give_up_at = time.monotonic() + QUIET_SECONDS
+    while (event := _next(inbox, give_up_at)) is not None:
+        if isinstance(event, Delivered) and event.topic == topic:
+            return event.payload
+    raise ArchiveError(f"the broker holds no run {run!r}; `fedmq status` lists those it holds")
+
+
+def _next(inbox: queue.Queue[TransportEvent], give_up_at: float) -> TransportEvent | None:
+    try:
+        return inbox.get(timeout=max(0.0, give_up_at - time.monotonic()))
+    except queue.Empty:
+        return None
 
 
 def _is_heeded(control: Control, state: RunState, *, is_cleared: bool, has_changed: bool) -> bool:

@@ -111,7 +111,7 @@ class PrivateBroker:
         self.folder.chmod(0o700)
         keeps_port = self._port is not None
         for _ in range(PORT_ATTEMPTS):
-            port = self._port or _free_port()
+            port = self._port or free_port()
             if self._try_start(self._program, port):
                 self._port = port
                 return
@@ -204,7 +204,8 @@ def _checked(node: str) -> str:
     return node
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a TCP port of the loopback that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind((PrivateBroker.host, 0))
         return int(probe.getsockname()[1])

@@ -1,7 +1,9 @@
-"""Reads what a broker retains, exactly to its end, one question after the other over one connection.
+"""Reads what a broker retains, one question after the other over one connection.
 
-The end of an answer is known without waiting: after its own filters a question subscribes once more to the run's
-state, and a broker delivers to one client in order. Memory holds a few messages, whatever the answer's size.
+MQTT 5 says nothing of the end of an answer, and orders messages of one topic only (section 4.6): neither a message of
+another topic nor a PINGRESP shows that everything has come. So a question says what must be there, and ends when it is;
+silence ends it only where something is missing, or where nobody can know. Memory holds a few messages, whatever
+the answer's size.
 """
 
 from __future__ import annotations
@@ -10,22 +12,22 @@ import queue
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
-from federation import topics
 from federation.broker_address import BrokerAddress
-from federation.errors import ArchiveError, TransportError
+from federation.errors import TransportError
 from federation.mqtt import MqttTransport
+from federation.topic_filter import matches
 from federation.transport import Connected, Delivered, Disconnected, Refused, TransportEvent
 
 INBOX_SIZE = 64
 """Messages waiting at most: 16 MiB of chunks. A full inbox makes the broker wait."""
 
 CONNECT_SECONDS = 15.0
-SILENCE_SECONDS = 30.0
-"""A broker that says nothing for so long in the middle of an answer is given up."""
+QUIET_SECONDS = 3.0
+"""So long after the last message the rest is taken to be absent: several round trips of a bad link, for small messages."""
 
 POLL_SECONDS = 0.5
 
@@ -34,13 +36,10 @@ class RetainedReader:
     """A read-only client of a broker; a context manager.
 
     Args:
-        address: the broker, with an identity that may read the run.
-        run: the run whose state ends each answer.
+        address: the broker, with an identity that may read what is asked for.
     """
 
-    def __init__(self, address: BrokerAddress, run: str) -> None:
-        self._state_topic = str(topics.StateTopic(run))
-        self._run = run
+    def __init__(self, address: BrokerAddress) -> None:
         self._inbox: queue.Queue[TransportEvent] = queue.Queue(INBOX_SIZE)
         self._closing = threading.Event()
         self._transport = MqttTransport(address, client_id=f"observer-{secrets.token_hex(4)}", on_event=self._put, session_expiry_seconds=0)
@@ -63,30 +62,35 @@ class RetainedReader:
         self._closing.set()
         self._transport.stop(1.0)
 
-    def read(self, filters: Sequence[str]) -> Iterator[tuple[str, bytes]]:
-        """Yield topic and payload of everything retained under topic filters now.
+    def read(
+        self, filters: Sequence[str], *, expected: Collection[str] | None = None, quiet_seconds: float = QUIET_SECONDS
+    ) -> Iterator[tuple[str, bytes]]:
+        """Yield topic and payload of what is retained under topic filters now, in any order; at times one of them twice.
+
+        Args:
+            filters: topic filters.
+            expected: topics under them of which each must come before the answer ends; by default the filters themselves, so that
+                those with wildcards are read until all is quiet.
+            quiet_seconds: a topic that has not come so long after the last message is taken to be absent.
 
         Raises:
             TransportError: the broker went away.
-            ArchiveError: it holds no such run.
         """
-        asked = [*(name for name in filters if name != self._state_topic), self._state_topic]
-        self._transport.subscribe(asked)
-        wants_state = self._state_topic in filters
-        while True:
-            event = self._next(time.monotonic() + SILENCE_SECONDS)
-            match event:
-                case Delivered(retained=True, topic=self._state_topic):
-                    if wants_state:
+        awaited = set(filters if expected is None else expected)
+        self._transport.subscribe(filters)
+        try:
+            while awaited:
+                event = self._next(time.monotonic() + quiet_seconds)
+                match event:
+                    case Delivered(retained=True) if any(matches(name, event.topic) for name in filters):
+                        awaited.discard(event.topic)
                         yield event.topic, event.payload
-                    break
-                case Delivered(retained=True):
-                    yield event.topic, event.payload
-                case Disconnected() | Refused():
-                    raise TransportError(f"the broker went away: {event.reason}")
-                case None:
-                    raise ArchiveError(f"the broker holds no run {self._run!r}; `fedmq status` lists those it holds")
-        self._transport.unsubscribe(asked)
+                    case Disconnected() | Refused():
+                        raise TransportError(f"the broker went away: {event.reason}")
+                    case None:
+                        return
+        finally:
+            self._transport.unsubscribe(filters)
 
     def _next(self, give_up_at: float) -> TransportEvent | None:
         try:

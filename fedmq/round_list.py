@@ -6,11 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from aggregator.archive import Archive
-from federation import topics
+from aggregator.broker_rounds import BrokerRounds
 from federation.broker_address import BrokerAddress
-from federation.chunk_format import HEADER
-from federation.errors import ArchiveError, RejectReason, RemoteProtocolError, TransportError
-from federation.messages import GlobalManifest, UpdateManifest, parse
+from federation.errors import ArchiveError, TransportError
 from fedmq.retained_reader import RetainedReader
 from fedmq.run_source import Origin
 
@@ -38,25 +36,5 @@ def list_rounds(run: str, origin: Origin, address: BrokerAddress, out_dir: Path)
 
 
 def _measure_broker(run: str, address: BrokerAddress) -> dict[int, int]:
-    sizes: dict[int, int] = {}
-    with RetainedReader(address, run) as reader:
-        for name, payload in reader.read(topics.manifest_filters(run)):
-            try:
-                number, num_bytes = _measure(topics.parse_topic(name), payload)
-            except RemoteProtocolError:
-                continue
-            sizes[number] = sizes.get(number, 0) + num_bytes
-    return sizes
-
-
-def _measure(topic: topics.Topic, payload: bytes) -> tuple[int, int]:
-    match topic:
-        case topics.PlanTopic() | topics.ResultTopic():
-            return topic.round_number, len(payload)
-        case topics.UpdateManifestTopic():
-            manifest: GlobalManifest | UpdateManifest = parse(UpdateManifest, payload)
-        case topics.GlobalManifestTopic() | topics.StrategyManifestTopic():
-            manifest = parse(GlobalManifest, payload)
-        case _:
-            raise RemoteProtocolError(f"{topic} says nothing of sizes", reason=RejectReason.UNKNOWN_TOPIC)
-    return topic.round_number, len(payload) + manifest.total_bytes + len(manifest.chunk_sha256) * HEADER.size
+    with RetainedReader(address) as reader:
+        return BrokerRounds(run, reader.read).sizes()

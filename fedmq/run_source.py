@@ -97,7 +97,7 @@ def open_records(run: str, origin: Origin, address: BrokerAddress, out_dir: Path
     with ExitStack() as stack:
         if origin != "archive":
             try:
-                reader = stack.enter_context(RetainedReader(address, run))
+                reader = stack.enter_context(RetainedReader(address))
                 broker = BrokerRounds(run, reader.read)
                 state = broker.state()
             except (TransportError, ArchiveError, RemoteProtocolError):

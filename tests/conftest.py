@@ -9,12 +9,19 @@ from pathlib import Path
 import pytest
 
 from fedmq.private_broker import PrivateBroker
+from tests.brokers.ejabberd import EjabberdBroker
 from tests.requirements import require
 
 NODES = ("node-0", "node-1", "node-2")
 """The nodes that may log in to the brokers below."""
 
-MARKER_OF_FIXTURE = {"data_dir": "data", "mosquitto": "mosquitto", "own_mosquitto": "mosquitto"}
+MARKER_OF_FIXTURE = {
+    "data_dir": "data",
+    "mosquitto": "mosquitto",
+    "own_mosquitto": "mosquitto",
+    "ejabberd": "ejabberd",
+    "own_ejabberd": "ejabberd",
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -45,6 +52,20 @@ def mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateBroke
 def own_mosquitto(tmp_path: Path) -> Iterator[PrivateBroker]:
     """A real broker for one test alone, which may stop, kill and restart it."""
     with PrivateBroker(tmp_path / "broker", nodes=NODES, program=require("mosquitto")) as broker:
+        yield broker
+
+
+@pytest.fixture(scope="session")
+def ejabberd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EjabberdBroker]:
+    """A second kind of MQTT 5 broker, shared as `mosquitto` is."""
+    with EjabberdBroker(tmp_path_factory.mktemp("ejabberd"), program=require("ejabberd")) as broker:
+        yield broker
+
+
+@pytest.fixture
+def own_ejabberd(tmp_path: Path) -> Iterator[EjabberdBroker]:
+    """One for one test alone, which may stop, kill and restart it."""
+    with EjabberdBroker(tmp_path / "ejabberd", program=require("ejabberd")) as broker:
         yield broker
 
 

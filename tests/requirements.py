@@ -18,7 +18,7 @@ import pytest
 
 from fedmq.mosquitto import find_mosquitto
 
-Requirement: TypeAlias = Literal["data", "mosquitto", "docker", "database", "browser"]
+Requirement: TypeAlias = Literal["data", "mosquitto", "ejabberd", "docker", "database", "browser"]
 
 DOCKER_TIMEOUT_SECONDS = 20
 """A healthy engine answers in well under a second; a hung one must not hold up the tests."""
@@ -34,7 +34,7 @@ def require(name: Requirement) -> Path:
     """Return where the requirement is, or end the calling test.
 
     Returns:
-        data: the folder of `.npz` image sets; mosquitto, docker, browser: the program; database: `influxd`.
+        data: the folder of `.npz` image sets; mosquitto, ejabberd, docker, browser: the program; database: `influxd`.
     """
     try:
         return _FINDERS[name]()
@@ -68,6 +68,13 @@ def _mosquitto() -> Path:
     program = find_mosquitto()
     if program is None:
         raise Absent("there is no Mosquitto: install it, for example with `sudo apt-get install mosquitto`")
+    return program
+
+
+def _ejabberd() -> Path:
+    program = _first_program("ejabberdctl")
+    if program is None:
+        raise Absent("there is no ejabberd, a second MQTT 5 broker: install it, on Debian with `sudo apt-get install ejabberd`")
     return program
 
 
@@ -111,5 +118,5 @@ def _first_program(*names: str) -> Path | None:
 
 
 _FINDERS: Mapping[Requirement, Callable[[], Path]] = MappingProxyType(
-    {"data": _data, "mosquitto": _mosquitto, "docker": _docker, "database": _database, "browser": _browser}
+    {"data": _data, "mosquitto": _mosquitto, "ejabberd": _ejabberd, "docker": _docker, "database": _database, "browser": _browser}
 )

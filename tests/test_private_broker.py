@@ -80,9 +80,9 @@ def test_takes_another_port_when_one_is_snatched(tmp_path: Path, monkeypatch: py
     """Another program answers on the port found free: it must be neither mistaken for the broker nor fatal."""
     with socket.create_server(("127.0.0.1", 0)) as squatter:
         taken = squatter.getsockname()[1]
-        find = private_broker._free_port
+        find = private_broker.free_port
         ports = iter([taken, taken])
-        monkeypatch.setattr(private_broker, "_free_port", lambda: next(ports, None) or find())
+        monkeypatch.setattr(private_broker, "free_port", lambda: next(ports, None) or find())
         monkeypatch.setattr(private_broker, "PROBE_SECONDS", 0.1)
         with PrivateBroker(tmp_path, program=require("mosquitto")) as broker:
             assert broker.port != taken

@@ -213,7 +213,7 @@ class Federation:
         address = BrokerAddress(
             host=self.broker.host, port=self.broker.port, username="observer", password=self.broker.passwords["observer"]
         )
-        with RetainedReader(address, RUN) as reader:
+        with RetainedReader(address) as reader:
             broker = BrokerRounds(RUN, reader.read)
             records = [(record.result, record.result_digest) for record in Replay(RUN, broker, keys).verify(numbers)]
             assert broker.state().result_digest == records[-1][1]

@@ -37,7 +37,7 @@ class RecordedRun:
         """Return the broker's rounds, some topics' payloads changed; None takes one away."""
         retained = {topic: payload for topic, payload in (self.retained | changes).items() if payload is not None}
 
-        def read(filters: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+        def read(filters: Sequence[str], **_bounds: object) -> Iterator[tuple[str, bytes]]:
             for topic, payload in retained.items():
                 if any(matches(topic_filter, topic) for topic_filter in filters):
                     yield topic, payload

@@ -26,7 +26,7 @@ def recover_pair(pair: FederationPair, *, keeps_archive: bool = False) -> Recove
     if not keeps_archive:
         shutil.rmtree(pair.folder / "out")
 
-    def read(filters: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+    def read(filters: Sequence[str], **_bounds: object) -> Iterator[tuple[str, bytes]]:
         for topic, payload in list(pair.broker.retained.items()):
             if any(matches(topic_filter, topic) for topic_filter in filters):
                 yield topic, payload
@@ -97,7 +97,7 @@ def test_nothing_to_recover_and_a_checkpoint_in_the_way_are_said(tmp_path: Path)
     with pytest.raises(CheckpointError, match="continue it with --resume"):
         recover(
             "pair",
-            BrokerRounds("pair", lambda _filters: pair.broker.retained.items()),
+            BrokerRounds("pair", lambda filters, **_bounds: pair.broker.retained.items()),  # noqa: ARG005 - the seam's signature
             state_dir=tmp_path / "aggregator",
             out_dir=tmp_path / "out",
             trusted_keys=None,
@@ -199,7 +199,7 @@ def test_what_is_archived_is_what_was_verified(tmp_path: Path) -> None:
     shutil.rmtree(pair.folder / "out")
     num_reads: dict[str, int] = {}
 
-    def read(filters: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+    def read(filters: Sequence[str], **_bounds: object) -> Iterator[tuple[str, bytes]]:
         for topic, payload in list(pair.broker.retained.items()):
             if any(matches(topic_filter, topic) for topic_filter in filters):
                 num_reads[topic] = num_reads.get(topic, 0) + 1

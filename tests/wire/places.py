@@ -1,4 +1,4 @@
-"""Two places to test a transport in: around an in-memory broker, and around a real Mosquitto."""
+"""Places to test a transport in: around an in-memory broker, and around a real one."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from federation.memory_transport import InMemoryBroker, InMemoryTransport
 from federation.mqtt import BrokerAddress, MqttTransport
 from federation.transport import Connected, Delivered, Transport, TransportEvent, Will
 from fedmq.private_broker import PrivateBroker
+from tests.brokers.ejabberd import EjabberdBroker
 
 MAX_PACKET_BYTES = 4 << 20
 """As in broker/mosquitto.conf."""
@@ -149,10 +150,10 @@ class MemoryPlace:
         """Nothing runs here."""
 
 
-class MosquittoPlace:
+class BrokerPlace:
     """A real broker and real sockets."""
 
-    def __init__(self, broker: PrivateBroker, run: str) -> None:
+    def __init__(self, broker: PrivateBroker | EjabberdBroker, run: str) -> None:
         self.run = run
         self.broker = broker
         self._clients: list[Client] = []
@@ -204,7 +205,7 @@ def wait_until(is_done: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-def address_of(broker: PrivateBroker, user: str) -> BrokerAddress:
+def address_of(broker: PrivateBroker | EjabberdBroker, user: str) -> BrokerAddress:
     """Return how a user reaches a private broker."""
     return BrokerAddress(host=broker.host, port=broker.port, username=user, password=broker.passwords[user])
 

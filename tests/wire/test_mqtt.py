@@ -17,17 +17,17 @@ from federation.errors import TransportError
 from federation.mqtt import BrokerAddress, MqttTransport, TlsFiles
 from federation.transport import Connected, Delivered, Disconnected, Refused, TransportEvent
 from fedmq.private_broker import PrivateBroker
-from tests.wire.places import Client, MosquittoPlace, address_of, wait_until
+from tests.wire.places import BrokerPlace, Client, address_of, wait_until
 
 
 @pytest.fixture
-def place(own_mosquitto: PrivateBroker, run_name: str) -> Iterator[MosquittoPlace]:
-    place = MosquittoPlace(own_mosquitto, run_name)
+def place(own_mosquitto: PrivateBroker, run_name: str) -> Iterator[BrokerPlace]:
+    place = BrokerPlace(own_mosquitto, run_name)
     yield place
     place.close()
 
 
-def signal_broker(place: MosquittoPlace, number: signal.Signals) -> None:
+def signal_broker(place: BrokerPlace, number: signal.Signals) -> None:
     assert place.broker.process_id is not None
     os.kill(place.broker.process_id, number)
 
@@ -64,7 +64,7 @@ def test_a_wrong_password_is_final_and_says_what_to_check(mosquitto: PrivateBrok
     assert "wrong" not in repr(address)
 
 
-def test_a_broker_that_is_not_there_yet_is_waited_for(place: MosquittoPlace) -> None:
+def test_a_broker_that_is_not_there_yet_is_waited_for(place: BrokerPlace) -> None:
     place.stop_broker()
     node = place.client("node-0")
     node.transport.start()
@@ -77,7 +77,7 @@ def test_a_broker_that_is_not_there_yet_is_waited_for(place: MosquittoPlace) -> 
 
 
 def test_the_socket_sends_at_once(mosquitto: PrivateBroker, run_name: str) -> None:
-    place = MosquittoPlace(mosquitto, run_name)
+    place = BrokerPlace(mosquitto, run_name)
     node = place.client("node-0").connect()
     assert isinstance(node.transport, MqttTransport)
     link = node.transport._client.socket()
@@ -86,7 +86,7 @@ def test_the_socket_sends_at_once(mosquitto: PrivateBroker, run_name: str) -> No
     place.close()
 
 
-def test_nothing_unacknowledged_is_lost_when_the_broker_is_killed(place: MosquittoPlace) -> None:
+def test_nothing_unacknowledged_is_lost_when_the_broker_is_killed(place: BrokerPlace) -> None:
     """SIGKILL in the middle of publishing; what was acknowledged since its last save is the broker's to lose."""
     node = place.client("node-0", window=8).connect()
     names = [f"rounds/1/updates/node-0/chunks/{index}" for index in range(400)]
@@ -107,7 +107,7 @@ def test_nothing_unacknowledged_is_lost_when_the_broker_is_killed(place: Mosquit
         assert event.payload == event.topic.removeprefix(f"fedmq/v1/{place.run}/").encode() * 1000
 
 
-def test_subscriptions_newer_than_the_brokers_last_save_are_made_again(place: MosquittoPlace) -> None:
+def test_subscriptions_newer_than_the_brokers_last_save_are_made_again(place: BrokerPlace) -> None:
     """A killed broker brings back an old session; without a second look the node would wait for ever."""
     leader, node = place.client("aggregator").connect(), place.client("node-0").connect()
     place.sever(node)  # Mosquitto saves only sessions that were continued
@@ -131,7 +131,7 @@ def test_subscriptions_newer_than_the_brokers_last_save_are_made_again(place: Mo
 
 def test_a_kept_session_does_not_deliver_retained_messages_again(mosquitto: PrivateBroker, run_name: str) -> None:
     """A global model is not downloaded twice because the link blinked."""
-    place = MosquittoPlace(mosquitto, run_name)
+    place = BrokerPlace(mosquitto, run_name)
     leader, node = place.client("aggregator").connect(), place.client("node-0").connect()
     leader.publish("state", b"old", retain=True)
     leader.flush()
@@ -149,7 +149,7 @@ def test_a_kept_session_does_not_deliver_retained_messages_again(mosquitto: Priv
 def test_a_publish_that_the_access_list_refuses_does_not_stall_the_window(
     mosquitto: PrivateBroker, run_name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    place = MosquittoPlace(mosquitto, run_name)
+    place = BrokerPlace(mosquitto, run_name)
     leader, node = place.client("aggregator").connect(), place.client("node-0", window=2).connect()
     leader.follow("metrics/+")
     for _ in range(50):
@@ -162,7 +162,7 @@ def test_a_publish_that_the_access_list_refuses_does_not_stall_the_window(
     place.close()
 
 
-def test_at_most_a_window_of_payloads_is_on_its_way(place: MosquittoPlace) -> None:
+def test_at_most_a_window_of_payloads_is_on_its_way(place: BrokerPlace) -> None:
     """While the broker stands still no more are made; then all arrive in order."""
     leader, node = place.client("aggregator").connect(), place.client("node-0", window=5).connect()
     leader.follow("metrics/+")
@@ -178,7 +178,7 @@ def test_at_most_a_window_of_payloads_is_on_its_way(place: MosquittoPlace) -> No
     assert [event.payload for event in leader.of(Delivered)] == [bytes([index]) for index in range(40)]
 
 
-def test_large_payloads_are_bounded_in_bytes(place: MosquittoPlace) -> None:
+def test_large_payloads_are_bounded_in_bytes(place: BrokerPlace) -> None:
     """Three of 3 MiB pass the 8 MiB limit; the fourth waits."""
     node = place.client("node-0", window=32).connect()
     signal_broker(place, signal.SIGSTOP)
@@ -193,7 +193,7 @@ def test_large_payloads_are_bounded_in_bytes(place: MosquittoPlace) -> None:
     assert made == list(range(10))
 
 
-def test_stop_ends_in_time_and_leaves_the_word_to_the_will(place: MosquittoPlace) -> None:
+def test_stop_ends_in_time_and_leaves_the_word_to_the_will(place: BrokerPlace) -> None:
     """A broker that does not answer holds nobody up."""
     leader, node = place.client("aggregator").connect(), place.client("node-0", will=b"vanished").connect()
     leader.follow("nodes/+/status")
@@ -214,7 +214,7 @@ def test_stop_ends_in_time_and_leaves_the_word_to_the_will(place: MosquittoPlace
 
 def test_a_full_inbox_holds_the_broker_back_and_nothing_else(mosquitto: PrivateBroker, run_name: str) -> None:
     """on_event blocks; publishing from another thread does not, and everything arrives in the end."""
-    place = MosquittoPlace(mosquitto, run_name)
+    place = BrokerPlace(mosquitto, run_name)
     leader = place.client("aggregator").connect()
     inbox: queue.Queue[TransportEvent] = queue.Queue(maxsize=1)
     transport = MqttTransport(address_of(mosquitto, "node-0"), client_id=f"{run_name}-slow", on_event=inbox.put)
@@ -245,7 +245,7 @@ def test_a_full_inbox_holds_the_broker_back_and_nothing_else(mosquitto: PrivateB
 def test_an_event_handler_that_raises_does_not_end_the_transport(
     mosquitto: PrivateBroker, run_name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    place = MosquittoPlace(mosquitto, run_name)
+    place = BrokerPlace(mosquitto, run_name)
     leader, node = place.client("aggregator").connect(), place.client("node-0").connect()
 
     def fail() -> None:

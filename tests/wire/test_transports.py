@@ -9,25 +9,35 @@ from typing import Any
 import pytest
 
 from federation.transport import Connected, Delivered, Disconnected, Refused
-from tests.wire.places import MAX_PACKET_BYTES, MemoryPlace, MosquittoPlace, Place
+from tests.wire.places import MAX_PACKET_BYTES, BrokerPlace, MemoryPlace, Place
 
-PLACES = ["memory", pytest.param("mosquitto", marks=pytest.mark.mosquitto)]
+PLACES = [
+    "memory",
+    pytest.param("mosquitto", marks=pytest.mark.mosquitto),
+    pytest.param("ejabberd", marks=pytest.mark.ejabberd),
+]
 
 
 @pytest.fixture(params=PLACES)
 def place(request: pytest.FixtureRequest, run_name: str) -> Iterator[Place]:
     """A place whose broker stays up."""
-    yield from _place(request, run_name, "mosquitto")
+    yield from _place(request, run_name, "")
+
+
+@pytest.fixture(params=PLACES[:2])
+def limited_place(request: pytest.FixtureRequest, run_name: str) -> Iterator[Place]:
+    """A place whose broker says how large a packet it takes."""
+    yield from _place(request, run_name, "")
 
 
 @pytest.fixture(params=PLACES)
 def breakable_place(request: pytest.FixtureRequest, run_name: str) -> Iterator[Place]:
     """A place whose broker may be stopped."""
-    yield from _place(request, run_name, "own_mosquitto")
+    yield from _place(request, run_name, "own_")
 
 
-def _place(request: Any, run_name: str, broker: str) -> Iterator[Place]:
-    place = MemoryPlace() if request.param == "memory" else MosquittoPlace(request.getfixturevalue(broker), run_name)
+def _place(request: Any, run_name: str, kind: str) -> Iterator[Place]:
+    place = MemoryPlace() if request.param == "memory" else BrokerPlace(request.getfixturevalue(f"{kind}{request.param}"), run_name)
     yield place
     place.close()
 
@@ -141,8 +151,9 @@ def test_a_payload_that_can_not_be_made_is_skipped_and_logged(place: Place, capl
     assert "event=payload_failed" in caplog.text
 
 
-def test_a_payload_over_the_brokers_limit_is_skipped_and_logged(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_payload_over_the_brokers_limit_is_skipped_and_logged(limited_place: Place, caplog: pytest.LogCaptureFixture) -> None:
     """Mosquitto would cut the link for it, again after each reconnection."""
+    place = limited_place
     leader, node = place.client("aggregator").connect(), place.client("node-0").connect()
     assert node.of(Connected)[0].max_packet_bytes == MAX_PACKET_BYTES
     leader.follow("metrics/+")

@@ -1,0 +1,1 @@
+"""FedMQ over MQTT 5 brokers other than Mosquitto."""
