@@ -16,7 +16,7 @@ def main() -> None:
     # Only now: PyTorch takes seconds, in which a signal may come.
     from aggregator.run_process import lead_run
 
-    ending.exit(lead_run(os.environ, ending))
+    ending.run(lambda: lead_run(os.environ, ending))
 
 
 if __name__ == "__main__":

@@ -168,6 +168,10 @@ class Coordinator:
             return []
         return [node for node in sorted(self._round.members) if self._round.expects(node)]
 
+    def forget(self, node: str) -> None:
+        """Know a node no more, until it speaks again: what it said of itself could not be handled."""
+        self._roster.forget(node)
+
     # --- events ---------------------------------------------------------------------------------
 
     def handle(self, event: Event, now: float) -> list[Effect]:

@@ -24,6 +24,7 @@ from federation.environment import BrokerEnvironment, read_environment
 from federation.errors import SettingsError, TransportError
 from federation.mqtt import MqttTransport
 from federation.process import Process, set_up_logging
+from federation.rejections import Rejections
 from federation.transport import Connected, Delivered, Refused, Transport, TransportEvent
 
 logger = logging.getLogger("guard")
@@ -65,9 +66,18 @@ class Guard:
         self._quota = RetainedQuota()
         self.wake_at: float | None = monotonic() + SWEEP_SECONDS
         self.stopped: str | None = None
+        self.rejections = Rejections(logger)
 
     def take(self, item: TransportEvent | Weighed | None) -> None:
         """Take in one transport event, or None: the time for a sweep has come."""
+        try:
+            self._take(item)
+        except Exception as error:  # the boundary: whatever a node has sent, the guard must be there for the next message
+            if not isinstance(item, Delivered | Weighed):
+                raise
+            self.rejections.add(item.topic, error)
+
+    def _take(self, item: TransportEvent | Weighed | None) -> None:
         match item:
             case Connected():
                 # A new session delivers all that is retained: begin the books anew.
@@ -107,7 +117,7 @@ def _weigh(event: TransportEvent) -> TransportEvent | Weighed:
 def main() -> None:
     """Guard until a signal comes, and end the process."""
     ending = Ending(status=0)
-    ending.exit(guard_until_told(ending))
+    ending.run(lambda: guard_until_told(ending))
 
 
 def guard_until_told(ending: Ending) -> int:

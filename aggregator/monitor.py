@@ -18,6 +18,7 @@ from federation.condition import NodeCondition, RunCondition, bare_reason, condi
 from federation.errors import RejectReason, RemoteProtocolError
 from federation.messages import MetricsReport, NodeStatus, RunState, parse
 from federation.metrics import Point, make_point
+from federation.rejections import NO_NODE
 from federation.transport import Delivered
 
 SAMPLE_SECONDS = 30.0
@@ -137,6 +138,7 @@ class Monitor:
             # Of a broker that is gone nobody knows who is online: no point says more than an old one.
             points += [self._node_point(status, condition, now_ns) for status, condition in self._nodes.conditions(now)]
         points.append(self._point("telemetry", {}, known["telemetry"], now_ns))
+        points += self._rejection_points(now_ns)
         if not self.has_ended:
             points.append(self._point("run", {}, {**self._run_fields(now), **known["run"]}, now_ns))
         return points
@@ -188,6 +190,13 @@ class Monitor:
             fields = {name: fields[name] for name in _REPEATED}
         self._told = key
         return [self._point("run_summary", {}, fields, now_ns)]
+
+    def _rejection_points(self, now_ns: int) -> list[Point]:
+        points = []
+        for entry in self._record.rejections.entries:
+            node = {} if entry.node == NO_NODE else {"node": entry.node}
+            points.append(self._point("rejection", {**node, "reason": entry.reason}, {"count": entry.count}, now_ns))
+        return points
 
     def _broker_points(self, now_ns: int) -> list[Point]:
         fields = self._broker.sample()

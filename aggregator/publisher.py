@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,18 @@ from federation import topics
 from federation.chunk_format import chunk_bytes_for, preferred_chunk_bytes
 from federation.chunks import ChunkedFile
 from federation.errors import CheckpointError
-from federation.messages import Ack, GlobalManifest, RoundPlan, RoundResult, RunState, UpdateManifest, parse
+from federation.messages import (
+    Ack,
+    GlobalManifest,
+    RejectedMessages,
+    RejectionReport,
+    RoundPlan,
+    RoundResult,
+    RunState,
+    UpdateManifest,
+    parse,
+)
+from federation.rejections import Rejected
 from federation.transport import Transport
 
 logger = logging.getLogger("aggregator")
@@ -82,6 +94,11 @@ class Publisher:
     def global_model(self, round_number: int, digest: str) -> None:
         """Publish the global model of a round."""
         self._transfer(round_number, "global", self._store.global_path(digest), digest)
+
+    def rejections(self, entries: Sequence[Rejected]) -> None:
+        """Publish what could not be used, for `fedmq status`."""
+        report = RejectionReport(run=self._run, entries=[RejectedMessages(**asdict(entry)) for entry in entries])
+        self._publish(topics.RejectionsTopic(self._run), report.to_payload())
 
     def clear_control(self) -> None:
         """Take the operator's wish off the broker."""

@@ -19,6 +19,7 @@ from federation.condition import RunCondition
 from federation.errors import MessageError
 from federation.messages import Evaluation, MetricPoint, MetricsReport, RoundResult
 from federation.metrics import SERVER, Point, point_of_node
+from federation.rejections import Rejections
 from federation.settings import RunSettings
 
 logger = logging.getLogger("aggregator")
@@ -43,8 +44,8 @@ class RunRecord:
     num_nodes: int
     is_resumed: bool = False
     class_names: tuple[str, ...] = ()
-    rejected_payloads: dict[str, int] = field(default_factory=dict)
-    """Payloads dropped before they could concern a round, by reason."""
+    rejections: Rejections = field(default_factory=lambda: Rejections(logger))
+    """Payloads dropped before they could concern a round."""
     journal: Journal = field(init=False)
     takes_metrics: bool = True
     """Whether the service hands the nodes' points over; not where a `Telemetry` does."""
@@ -156,10 +157,6 @@ class RunRecord:
                 self.num_rejected_points += 1
         return points
 
-    def count_rejected(self, reason: str) -> None:
-        """Count a payload that was dropped."""
-        self.rejected_payloads[reason] = self.rejected_payloads.get(reason, 0) + 1
-
     def close(self, model: Path) -> None:
         """Store the final model beside the summary."""
         shutil.copyfile(model, self.out_dir / "model.safetensors")
@@ -185,7 +182,7 @@ class RunRecord:
             "rounds": self._rounds,
             "final": self._final,
             "class_names": list(self.class_names),
-            "rejected_payloads": self.rejected_payloads,
+            "rejected_payloads": self.rejections.counts,
         }
         write_atomically(self.out_dir / "summary.json", json.dumps(summary, indent=1).encode())
 

@@ -77,6 +77,12 @@ class Roster:
         """Return how many examples each node last said it had."""
         return dict(self._declared)
 
+    def forget(self, node: str) -> None:
+        """Know a node no more, until it speaks again."""
+        self._nodes.pop(node, None)
+        self._seen_at.pop(node, None)
+        self._declared.pop(node, None)
+
     def take(self, event: NodeReported, now: float, *, is_leaving: bool) -> Report | None:
         """Take in a node's status; return what it shows, or None when the status is of no time but the past.
 

@@ -36,6 +36,7 @@ from aggregator.events import (
     SendAck,
     SessionOpened,
     Stop,
+    UpdateRefused,
     WorkFailed,
 )
 from aggregator.protection import protect
@@ -46,16 +47,21 @@ from aggregator.round_keeper import RoundKeeper, RoundsArchived
 from aggregator.updates import UpdateCollector
 from federation import topics
 from federation.clock import Clock
-from federation.errors import CodecError, FencedError, RemoteProtocolError
+from federation.errors import CodecError, FedMQError, FencedError, RejectReason, RemoteProtocolError
 from federation.messages import Evaluation, MetricPoint, RoundResult
 from federation.params import FiniteParams, Params, Signature
-from federation.rejections import Rejections
 from federation.strategies import Strategy
 from federation.transport import Connected, Delivered, Disconnected, Refused, Transport, TransportEvent
 
 logger = logging.getLogger("aggregator")
 
 _SUPERSEDED = "another aggregator leads this run, by its checkpoint"
+
+REPORT_SECONDS = 10.0
+"""Between two reports of what could not be used: a node gone mad must not make us as loud as it is."""
+
+_OF_ONE_NODE = (Note, SendAck, RequestMissing, RestoreUpdate)
+"""Effects that concern one node alone: where one fails, the run goes on without it."""
 
 LOOK_SECONDS = 0.2
 """How often is looked whether all publishes have reached the broker after a reconnection."""
@@ -74,6 +80,10 @@ Measure: TypeAlias = Callable[[int, str, Params], list[MetricPoint]]
 
 Item: TypeAlias = TransportEvent | Event | RoundsArchived | GlobalMeasured
 Job: TypeAlias = Callable[[], Event]
+
+
+class _EffectFailedError(Exception):
+    """What the run needs could not be done; its cause says why. No message is to blame."""
 
 
 class AggregatorService:
@@ -137,7 +147,8 @@ class AggregatorService:
         self._aside = aside
         self._look_at: float | None = None
         self._check_ends_at: float | None = None
-        self._rejections = Rejections(logger)
+        self._num_reported = 0
+        self._report_at = 0.0
         self.stopped: Stop | None = None
 
     @property
@@ -153,7 +164,8 @@ class AggregatorService:
     @property
     def wake_at(self) -> float | None:
         """When `TimePassed` is due, on the monotonic clock."""
-        times = (self._coordinator.wake_at, self._look_at, self._check_ends_at)
+        report_at = self._report_at if self._record.rejections.num_total != self._num_reported else None
+        times = (self._coordinator.wake_at, self._look_at, self._check_ends_at, report_at)
         return min((time for time in times if time is not None), default=None)
 
     def take(self, item: Item) -> None:
@@ -171,6 +183,12 @@ class AggregatorService:
             logger.log(logging.ERROR, "run=%s disk=failed reason=%r", self._run, str(error), exc_info=not is_full)
             # What the broker holds stays as it is: whoever resumes the run goes on in this round.
             self.stopped = Stop(reason=f"the disk failed ({error}): make room or mend it, then continue with --resume", failed=True)
+        except _EffectFailedError as failed:
+            cause = failed.__cause__
+            is_known = isinstance(cause, FedMQError)
+            logger.error("run=%s effect=%s failed", self._run, failed, exc_info=None if is_known else cause)  # noqa: TRY400 - the cause's
+            text = str(cause) if is_known else f"{type(cause).__name__}: {cause}"
+            self.stopped = Stop(reason=f"{failed} failed: {text}; mend it, then continue with --resume"[:500], failed=True)
 
     def _take(self, item: Item) -> None:
         match item:
@@ -197,6 +215,7 @@ class AggregatorService:
             case _:
                 self._handle(item)
         self._look_after_broker()
+        self._report_rejections()
 
     def _look_after_broker(self) -> None:
         """After each new connection, once all is published: look whether the broker still has what it was given."""
@@ -217,12 +236,37 @@ class AggregatorService:
     # --- events in ------------------------------------------------------------------------------
 
     def _on_delivered(self, message: Delivered) -> None:
+        """Take in one message: whatever it is, only the disk, our own work or a successor ends the process over it."""
         try:
             for event in self._reader.read(message):
                 self._handle(event)
-        except RemoteProtocolError as error:
-            self._record.count_rejected(error.reason)
-            self._rejections.add(message.topic, error)
+        except (OSError, FencedError, _EffectFailedError):
+            raise
+        except Exception as error:  # noqa: BLE001 - the boundary: a message that finds a bug in here is one more that can't be used
+            self._record.rejections.add(message.topic, error)
+            if not isinstance(error, RemoteProtocolError):
+                self._let_go(message.topic, f"{type(error).__name__}: {error}"[:200])
+
+    def _let_go(self, topic: str, detail: str) -> None:
+        """Undo what a message that failed half way may have left: neither its node nor its update counts any more."""
+        try:
+            parsed: topics.Topic | None = topics.parse_topic(topic)
+        except RemoteProtocolError:
+            parsed = None
+        match parsed:
+            case topics.StatusTopic(node=node):
+                self._coordinator.forget(node)
+            case topics.UpdateChunkTopic(round_number=number, node=node) | topics.UpdateManifestTopic(round_number=number, node=node):
+                reason = RejectReason.UNHANDLED
+                self._handle(UpdateRefused(round_number=number, node=node, sha256=None, reason=reason, detail=detail))
+            case _:
+                return
+
+    def _report_rejections(self) -> None:
+        now, num_total = self._clock.monotonic(), self._record.rejections.num_total
+        if num_total != self._num_reported and now >= self._report_at:
+            self._num_reported, self._report_at = num_total, now + REPORT_SECONDS
+            self._publisher.rejections(self._record.rejections.entries)
 
     def _is_superseded(self) -> bool:
         return self._store.leading_epoch() > self._coordinator.position.epoch
@@ -238,7 +282,15 @@ class AggregatorService:
 
     def _handle(self, event: Event) -> None:
         for effect in self._coordinator.handle(event, self._clock.monotonic()):
-            self._perform(effect)
+            try:
+                self._perform(effect)
+            except (OSError, FencedError, _EffectFailedError):
+                raise
+            except Exception as error:
+                if not isinstance(effect, _OF_ONE_NODE):
+                    raise _EffectFailedError(type(effect).__name__) from error
+                topic = topics.AckTopic(self._run, self._coordinator.position.round_number, getattr(effect, "node", "-"))
+                self._record.rejections.add(str(topic), error)
 
     # --- effects out ----------------------------------------------------------------------------
 

@@ -26,7 +26,6 @@ from aggregator.record import RunRecord
 from aggregator.run_life import Life
 from federation import topics
 from federation.clock import Clock
-from federation.errors import RemoteProtocolError
 from federation.transport import Connected, Delivered, Disconnected, Refused, Transport, TransportEvent
 
 logger = logging.getLogger("aggregator")
@@ -185,9 +184,8 @@ class Telemetry:
     def _on_delivered(self, message: Delivered) -> None:
         try:
             points = self._monitor.take(message, *self._now())
-        except RemoteProtocolError as error:
-            self._record.count_rejected(error.reason)
-            logger.warning("telemetry=dropped topic=%r reason=%s detail=%r", message.topic[:120], error.reason, str(error)[:200])
+        except Exception as error:  # noqa: BLE001 - whatever a node has sent, the next message must find this thread
+            self._record.rejections.add(message.topic, error)
         else:
             self._append(points)
         self._transport.acknowledge(message)
@@ -219,7 +217,7 @@ class Telemetry:
             "recorded_points": journal.num_recorded,
             "rejected_points": self._record.num_rejected_points,
             "dropped_points": journal.num_dropped,
-            "rejected_payloads": sum(self._record.rejected_payloads.values()),
+            "rejected_payloads": self._record.rejections.num_total,
             "written_points": forwarder.num_written if forwarder else None,
             "waiting_bytes": forwarder.num_waiting_bytes if forwarder else None,
         }

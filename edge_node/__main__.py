@@ -17,7 +17,7 @@ def main() -> None:
     # Only now: PyTorch takes seconds, on a small device tens of them, in which a signal may come.
     from edge_node.node_process import run_node
 
-    ending.exit(run_node(os.environ, ending))
+    ending.run(lambda: run_node(os.environ, ending))
 
 
 if __name__ == "__main__":

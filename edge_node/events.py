@@ -63,6 +63,13 @@ class DiskFailed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EffectFailed:
+    """What an event asked for could not be done, for another reason than the disk."""
+
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingFinished:
     """An update of this round, trained from the global model `base_digest`, is stored."""
 
@@ -114,6 +121,7 @@ Event: TypeAlias = (
     | GlobalCompleted
     | FetchFailed
     | DiskFailed
+    | EffectFailed
     | TrainingFinished
     | TrainingFailed
     | UpdateLost

@@ -17,6 +17,7 @@ from edge_node.events import (
     Deployed,
     DiskFailed,
     Effect,
+    EffectFailed,
     Event,
     FetchFailed,
     FetchMissing,
@@ -108,7 +109,9 @@ class Participant:
             case FetchFailed():
                 return self._on_fetch_failed(event)
             case DiskFailed():
-                return self._on_disk_failed(event)
+                return self._on_effect_failed(f"the disk failed: {event.detail}")
+            case EffectFailed():
+                return self._on_effect_failed(event.detail)
             case TrainingFinished():
                 return self._on_trained(event, now)
             case TrainingFailed():
@@ -234,11 +237,11 @@ class Participant:
             return [Note(text=problem, warning=True)]
         return self._sit_out(problem)
 
-    def _on_disk_failed(self, event: DiskFailed) -> list[Effect]:
+    def _on_effect_failed(self, detail: str) -> list[Effect]:
         if self.phase is Phase.FINISHING:
             return []
         where = f"round {self._round_number}: " if self._round_number is not None else ""
-        return self._sit_out(f"{where}the disk failed: {event.detail}")
+        return self._sit_out(f"{where}{detail}")
 
     def _on_update_lost(self, event: UpdateLost) -> list[Effect]:
         if self.phase is not Phase.UPLOADING or self._plan is None or event.round_number != self._round_number:

@@ -13,6 +13,7 @@ from edge_node.events import (
     Deploy,
     DiskFailed,
     Effect,
+    EffectFailed,
     Event,
     FetchFailed,
     FetchMissing,
@@ -39,7 +40,7 @@ from federation import topics
 from federation.chunk_format import chunk_bytes_for, preferred_chunk_bytes
 from federation.chunks import Assembly, ChunkedFile, parse_chunk
 from federation.clock import Clock
-from federation.errors import LocalProtocolError, RejectReason, RemoteProtocolError
+from federation.errors import FedMQError, LocalProtocolError, RejectReason, RemoteProtocolError
 from federation.messages import (
     MAX_PARAMS_BYTES,
     Ack,
@@ -135,6 +136,10 @@ class EdgeNodeService:
             # A restart would meet the same disk: this node stays, says so, and takes part once the disk does.
             logger.error("run=%s disk=failed reason=%r", self._run, str(error))  # noqa: TRY400 - a sentence, not a bug
             self._handle(DiskFailed(detail=str(error)))
+        except FedMQError as error:
+            # What the round asks for can't be done here, a broker's packets are too small for it perhaps: the sentence says so.
+            logger.error("run=%s effect=failed reason=%r", self._run, str(error))  # noqa: TRY400 - a sentence, not a bug
+            self._handle(EffectFailed(detail=str(error)))
 
     def _take(self, item: Item) -> None:
         match item:
@@ -162,7 +167,11 @@ class EdgeNodeService:
         try:
             for event in self._read(message):
                 self._handle(event)
-        except RemoteProtocolError as error:
+        except OSError:
+            raise
+        except Exception as error:  # the boundary: a message that finds a bug in here is one more that can't be used
+            if isinstance(error, FedMQError) and not isinstance(error, RemoteProtocolError):
+                raise
             self.rejections.add(message.topic, error)
 
     def _read(self, message: Delivered) -> list[Event]:

@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 
 logger = logging.getLogger(__name__)
@@ -65,11 +66,16 @@ class Ending:
         while not self.is_due:
             self._is_over.wait(1.0)
 
-    def exit(self, status: int) -> None:
-        """End the process at once; with status 1 where a thread died.
+    def run(self, work: Callable[[], int]) -> None:
+        """Do the process's work, and end it with the status that the work returns; 1 where it raised, or a thread died.
 
         Without the interpreter's own end: a worker inside PyTorch would be torn out of it, which aborts the process.
         """
+        try:
+            status = work()
+        except Exception:  # a bug; a supervisor starts the process again
+            logger.critical("event=failed; the process ends, to be started again", exc_info=True)
+            status = FAILED
         _exit(FAILED if self.failure else status)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:

@@ -104,6 +104,8 @@ class RejectReason(StrEnum):
     FOREIGN_BASE = "foreign_base"
     UNKNOWN_NODE = "unknown_node"
     BAD_SIGNATURE = "bad_signature"
+    UNHANDLED = "unhandled"
+    """Our own code failed over it: a bug, with a traceback in the log."""
 
 
 class RemoteProtocolError(FedMQError):

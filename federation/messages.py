@@ -153,6 +153,29 @@ class Control(Message):
     """Shown to whoever looks at the run's state."""
 
 
+class RejectedMessages(BaseModel):
+    """What one node has sent in vain, for one reason, since the aggregator's start."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    node: Text
+    """`-` where the topic names none."""
+    reason: Tag
+    count: Count
+    topic: Text
+    """Of the newest."""
+    detail: Text
+    """Likewise."""
+
+
+class RejectionReport(Message):
+    """What an aggregator could not use, of whatever topic: for operators."""
+
+    run: Name
+    entries: Annotated[list[RejectedMessages], Field(max_length=1000)]
+    """By node and reason, the newest last."""
+
+
 class Transfer(Message):
     """A manifest: the commit mark of one chunked tensor set, published after its chunks."""
 

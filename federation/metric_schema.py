@@ -300,6 +300,18 @@ _TELEMETRY = Measurement(
         _integer("rejected_payloads", "payloads", "refused by the aggregator, whatever the topic"),
     ),
 )
+_REJECTION = Measurement(
+    name="rejection",
+    sender="aggregator",
+    when="every 30 s, one a node and reason",
+    keep="samples",
+    tags=("node", "reason"),
+    fields=(
+        _integer(
+            "count", "payloads", "that could not be used, since the aggregator's start; without tag `node` where the topic names none"
+        ),
+    ),
+)
 
 MEASUREMENTS: Mapping[str, Measurement] = MappingProxyType(
     {
@@ -320,6 +332,7 @@ MEASUREMENTS: Mapping[str, Measurement] = MappingProxyType(
             _RUN,
             _BROKER,
             _TELEMETRY,
+            _REJECTION,
         )
     }
 )

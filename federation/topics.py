@@ -55,6 +55,16 @@ class ControlTopic:
 
 
 @dataclass(frozen=True, slots=True)
+class RejectionsTopic:
+    """`rejections`: what the aggregator could not use, by node and reason. Retained, by the aggregator; nodes can't read it."""
+
+    run: str
+
+    def __str__(self) -> str:
+        return f"{PREFIX}/{self.run}/rejections"
+
+
+@dataclass(frozen=True, slots=True)
 class PlanTopic:
     """`rounds/{r}/plan`: cohort and hyper-parameters of a round. Retained, by the aggregator."""
 
@@ -173,6 +183,7 @@ class MetricsTopic:
 Topic: TypeAlias = (
     StateTopic
     | ControlTopic
+    | RejectionsTopic
     | StatusTopic
     | PlanTopic
     | GlobalManifestTopic
@@ -205,6 +216,8 @@ def parse_topic(topic: str) -> Topic:
             return StateTopic(_name(run, topic))
         case [run, "control"]:
             return ControlTopic(_name(run, topic))
+        case [run, "rejections"]:
+            return RejectionsTopic(_name(run, topic))
         case [run, "nodes", node, "status"]:
             return StatusTopic(_name(run, topic), _name(node, topic))
         case [run, "metrics", node]:
@@ -240,6 +253,11 @@ def _parse_round_topic(run: str, round_number: int, rest: list[str], topic: str)
 def state_filter_of_all_runs() -> str:
     """Return the filter a node without a configured run uses to find one."""
     return f"{PREFIX}/+/state"
+
+
+def rejections_filter_of_all_runs() -> str:
+    """Return the filter of what every run's aggregator could not use."""
+    return f"{PREFIX}/+/rejections"
 
 
 def status_filter(run: str) -> str:

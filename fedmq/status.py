@@ -8,10 +8,12 @@ from federation import topics
 from federation.broker_address import BrokerAddress
 from federation.condition import condition_of_node, condition_of_run
 from federation.errors import RemoteProtocolError
-from federation.messages import NodeStatus, RunState, parse
+from federation.messages import NodeStatus, RejectionReport, RunState, parse
 from fedmq.console import JsonOption, print_json, print_table, sentences
 from fedmq.observer import read_retained
 from fedmq.options import HostOption, PasswordOption, PortOption, UserOption, command_environment
+
+REJECTIONS_TITLE = "messages that could not be used"
 
 
 def status(
@@ -26,16 +28,36 @@ def status(
     with sentences():
         environment = command_environment(broker_host=host, broker_port=port, broker_username=username, broker_password_file=password_file)
         _, messages = read_retained(
-            BrokerAddress.from_environment(environment), [topics.state_filter_of_all_runs(), topics.status_filter("+")]
+            BrokerAddress.from_environment(environment),
+            [topics.state_filter_of_all_runs(), topics.status_filter("+"), topics.rejections_filter_of_all_runs()],
         )
     states, nodes = describe(messages)
+    rejections = describe_rejections(messages)
     if as_json:
-        print_json({"runs": states, "nodes": nodes})
+        print_json({"runs": states, "nodes": nodes, "rejections": rejections})
         return
     rows = [(s["run"], s["state"], f"{s['round_number']}/{s['num_rounds']}", s["strategy"], s["reason"]) for s in states]
     print_table("runs", ("run", "state", "round", "strategy", "reason"), rows)
     facts = [(n["run"], n["node"], n["state"], n["num_examples"], n["num_cores"], n["problem"]) for n in nodes]
     print_table("nodes", ("run", "node", "state", "examples", "cores", "problem"), facts)
+    if rejections:
+        # A sender's own words: shown as Python writes them, so that they can't draw on the terminal.
+        refused = [(r["run"], r["node"], r["reason"], r["count"], ascii(r["topic"]), ascii(r["detail"])) for r in rejections]
+        print_table(REJECTIONS_TITLE, ("run", "node", "reason", "messages", "newest topic", "newest detail"), refused)
+
+
+def describe_rejections(messages: dict[str, bytes]) -> list[dict[str, Any]]:
+    """Return what the runs' aggregators could not use, by run, node and reason."""
+    found: list[dict[str, Any]] = []
+    for name, payload in sorted(messages.items()):
+        try:
+            topic = topics.parse_topic(name)
+            if isinstance(topic, topics.RejectionsTopic):
+                entries = parse(RejectionReport, payload).entries
+                found += [{"run": topic.run, **entry.model_dump(mode="json")} for entry in entries]
+        except RemoteProtocolError:
+            continue
+    return found
 
 
 def describe(messages: dict[str, bytes]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -56,8 +56,7 @@ def test_thread_that_dies_ends_the_process_loudly_and_with_status_1() -> None:
     status, output = end_of(
         """
         threading.Thread(target=fail, name="forwarder").start()
-        process.run(Service(), time_passed=None)
-        ending.exit(3)
+        ending.run(lambda: process.run(Service(), time_passed=None) or 3)
         """
     )
     assert status == 1
@@ -67,9 +66,15 @@ def test_thread_that_dies_ends_the_process_loudly_and_with_status_1() -> None:
 
 def test_job_that_rounds_wait_for_ends_the_process_when_it_raises() -> None:
     """Or its round would hang for ever."""
-    status, output = end_of("process.background(fail); process.run(Service(), time_passed=None); ending.exit(0)")
+    status, output = end_of("process.background(fail); ending.run(lambda: process.run(Service(), time_passed=None) or 0)")
     assert status == 1
     assert "event=thread_died thread='worker'" in output
+
+
+def test_work_that_raises_ends_the_process_with_status_1() -> None:
+    status, output = end_of("ending.run(fail)")
+    assert status == 1
+    assert "ValueError: a bug" in output
 
 
 def test_job_that_nobody_waits_for_may_raise_and_the_next_one_is_done() -> None:
@@ -77,8 +82,7 @@ def test_job_that_nobody_waits_for_may_raise_and_the_next_one_is_done() -> None:
         """
         process.aside(fail)
         process.aside(lambda: "end")
-        process.run(Service(), time_passed=None)
-        ending.exit(0)
+        ending.run(lambda: process.run(Service(), time_passed=None) or 0)
         """
     )
     assert status == 0

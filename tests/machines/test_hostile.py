@@ -11,13 +11,15 @@ from random import Random
 import numpy as np
 import pytest
 
+from aggregator.cohort import Expectation
 from aggregator.service import AggregatorService
 from edge_node.service import EdgeNodeService
 from federation import topics
 from federation.chunks import ChunkedFile
 from federation.codec import digest, write_params
 from federation.errors import RejectReason
-from federation.messages import LocalMetrics, UpdateManifest
+from federation.memory_transport import InMemoryBroker
+from federation.messages import LocalMetrics, NodeStatus, RejectionReport, UpdateManifest, parse
 from federation.params import Params
 from federation.transport import Delivered
 from tests.machines.federation_pair import FederationPair, initial_params
@@ -91,7 +93,7 @@ def test_ten_thousand_random_payloads_on_every_topic(pair: FederationPair, who: 
     tracemalloc.stop()
     assert grown_bytes < MAX_GROWTH_BYTES
     assert seat.service.stopped is None
-    counted = seat.service._rejections.counts if isinstance(seat.service, AggregatorService) else seat.service.rejections.counts
+    counted = seat.service.record.rejections.counts if isinstance(seat.service, AggregatorService) else seat.service.rejections.counts
     assert sum(counted.values()) > NUM_PAYLOADS / 2
     assert set(counted) <= {str(reason) for reason in RejectReason}
     assert {RejectReason.INVALID_MESSAGE, RejectReason.UNSUPPORTED_VERSION} <= set(counted)
@@ -234,9 +236,9 @@ def test_chunk_under_another_ones_topic_is_no_chunk(pair: FederationPair) -> Non
     """Taken by its own index, it would be accepted, and the broker would hold a round that nobody can read again."""
     pair.run(until=lambda: any("rounds/1/updates/n0/chunks/1" in name for name in pair.broker.retained))
     name = next(name for name in pair.broker.retained if "rounds/1/updates/n0/chunks/1" in name)
-    before = pair.aggregator_service._rejections.counts.get(RejectReason.CORRUPT, 0)
+    before = pair.aggregator_service.record.rejections.counts.get(RejectReason.CORRUPT, 0)
     pair.aggregator_service.take(Delivered(topic=name.replace("chunks/1", "chunks/0"), payload=pair.broker.retained[name], retained=False))
-    assert pair.aggregator_service._rejections.counts[RejectReason.CORRUPT] == before + 1
+    assert pair.aggregator_service.record.rejections.counts[RejectReason.CORRUPT] == before + 1
     pair.run()
     assert_whole(pair)
 
@@ -260,8 +262,40 @@ def test_names_with_paths_in_them_never_reach_the_disk(pair: FederationPair, tmp
         topic = f"fedmq/v1/pair/rounds/1/updates/{name}/chunks/0"
         pair.aggregator_service.take(Delivered(topic=topic, payload=b"x" * 100, retained=False))
     assert sorted(path.name for path in tmp_path.iterdir()) == before
-    assert pair.aggregator_service._rejections.counts[RejectReason.UNKNOWN_TOPIC] == 7
+    assert pair.aggregator_service.record.rejections.counts[RejectReason.UNKNOWN_TOPIC] == 7
 
 
 def test_digest_helper_agrees_with_the_file(tmp_path: Path) -> None:
     assert write_params(tmp_path / "x.safetensors", initial_params()) == digest(initial_params())
+
+
+def test_message_that_finds_a_bug_is_named_and_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The boundary: before it, one retained status ended the aggregator at each of its starts, and no line named the node."""
+    judge = Expectation.unfitness
+
+    def unfitness(self: Expectation, status: NodeStatus) -> str | None:
+        if status.node == "n9":
+            raise IndexError("a bug")
+        return judge(self, status)
+
+    monkeypatch.setattr(Expectation, "unfitness", unfitness)
+    pair = FederationPair(tmp_path)
+    pair.start()
+    status = NodeStatus(node="n9", online=True, instance="i9", num_examples=1, image_shape=[1, 8, 8], num_classes=2)
+    topic = str(topics.StatusTopic("pair", "n9"))
+    pair.aggregator_service.take(Delivered(topic=topic, payload=status.to_payload(), retained=True))
+    pair.run()
+    assert_whole(pair)
+    report = parse(RejectionReport, pair.broker.retained[str(topics.RejectionsTopic("pair"))])
+    (entry,) = report.entries
+    assert (entry.node, entry.reason, entry.count, entry.topic) == ("n9", "unhandled", 1, topic)
+    assert entry.detail == "IndexError: a bug"
+
+
+def test_broker_whose_packets_are_too_small_is_said_in_a_sentence(tmp_path: Path) -> None:
+    pair = FederationPair(tmp_path, broker=InMemoryBroker(max_packet_bytes=600))
+    pair.start()
+    pair.run()
+    assert pair.aggregator_service.stopped is not None
+    assert pair.aggregator_service.stopped.failed
+    assert "set max_packet_size" in pair.aggregator_service.stopped.reason
