@@ -293,7 +293,16 @@ class MqttTransport:
             logger.warning("event=topic_undecodable client_id=%s", self._client_id)
             return
         receipt = (self._connection, message.mid) if self._manual_ack and message.qos else None
-        self._emit(Delivered(topic=topic, payload=bytes(message.payload), retained=message.retain, receipt=receipt))
+        num_property_bytes = self._client.num_property_bytes
+        self._emit(
+            Delivered(
+                topic=topic,
+                payload=bytes(message.payload),
+                retained=message.retain,
+                receipt=receipt,
+                num_property_bytes=num_property_bytes,
+            )
+        )
 
     def _on_publish(self, _client: Client, _data: Any, packet_id: int, reason: ReasonCode, _: object) -> None:
         if self._window.remove(packet_id):

@@ -24,7 +24,38 @@ CONNECT_SECONDS = 10.0
 """For the TCP connection, and for the TLS handshake."""
 
 
-def make_client(address: BrokerAddress, *, client_id: str, will: Will | None, manual_ack: bool = False) -> Client:
+class LeanClient(Client):
+    """Steps over the properties of messages: nothing here needs them, and paho's reading of them takes time by the square of their number.
+
+    A message of 700 KB of user properties, which any node may publish, held the network thread for a minute; one of 4 MB, for hours.
+    """
+
+    num_property_bytes = 0
+    """Of the message being handled."""
+
+    def _handle_publish(self) -> Any:
+        incoming: Any = self._in_packet
+        packet = incoming["packet"]
+        has_packet_id = incoming["command"] & 0x06
+        start = 2 + int.from_bytes(packet[:2]) + (2 if has_packet_id else 0)
+        num_bytes, end = _variable_byte_integer(packet, start)
+        self.num_property_bytes = num_bytes
+        if num_bytes and end + num_bytes <= len(packet):
+            incoming["packet"] = packet[:start] + b"\0" + packet[end + num_bytes :]
+        return super()._handle_publish()
+
+
+def _variable_byte_integer(packet: bytes | bytearray, start: int) -> tuple[int, int]:
+    """Return a number of one to four bytes (MQTT 5, section 1.5.5) and where it ends; 0 of a packet that is cut short."""
+    value = 0
+    for place, byte in enumerate(packet[start : start + 4]):
+        value += (byte & 0x7F) << (7 * place)
+        if byte < 0x80:
+            return value, start + place + 1
+    return 0, start
+
+
+def make_client(address: BrokerAddress, *, client_id: str, will: Will | None, manual_ack: bool = False) -> LeanClient:
     """Return a client that is not connected yet and has no callbacks.
 
     Args:
@@ -36,7 +67,7 @@ def make_client(address: BrokerAddress, *, client_id: str, will: Will | None, ma
     Raises:
         TransportError: the TLS files can't be used.
     """
-    client = Client(CallbackAPIVersion.VERSION2, client_id, protocol=MQTTProtocolVersion.MQTTv5, manual_ack=manual_ack)
+    client = LeanClient(CallbackAPIVersion.VERSION2, client_id, protocol=MQTTProtocolVersion.MQTTv5, manual_ack=manual_ack)
     client.suppress_exceptions = True
     client.connect_timeout = CONNECT_SECONDS
     client.max_inflight_messages_set(0)  # the window is ours

@@ -47,6 +47,8 @@ class Delivered:
     """It was stored at the broker before we subscribed."""
     receipt: tuple[int, int] | None = None
     """Connection and packet to acknowledge with `MqttTransport.acknowledge`; None where that is done already."""
+    num_property_bytes: int = 0
+    """Of its MQTT properties, which the broker keeps with it."""
 
 
 TransportEvent: TypeAlias = Connected | Disconnected | Refused | Delivered

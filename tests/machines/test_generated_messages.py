@@ -65,7 +65,7 @@ class Parts:
         self.pair.run(until=lambda: any(name.endswith("rounds/1/plan") for name in self.pair.broker.retained))
         broker = InMemoryBroker(max_packet_bytes=None)
         self._events: deque[TransportEvent] = deque()
-        self.guard = Guard(self._transport(broker), monotonic=lambda: 0.0)
+        self.guard = Guard(Recorder(broker, client_id="guard", on_event=self._events.append), monotonic=lambda: 0.0)
         self.finder = RunFinder(self._transport(broker))
         self._feed: Callable[[TransportEvent], None] | None = None
         self.recorder = Recorder(broker, client_id="telemetry", on_event=self._events.append)
@@ -82,7 +82,7 @@ class Parts:
         assert self.node is not None
         self.node.take(message)
         self.guard.take(message)
-        self.guard.take(Weighed(topic=message.topic, num_bytes=len(message.payload)))
+        self.guard.take(Weighed(message=message, num_bytes=len(message.payload)))
         if message.topic.endswith("/state"):
             self.finder.take(message)
         assert self._feed is not None

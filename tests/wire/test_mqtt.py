@@ -18,6 +18,7 @@ from federation.mqtt import BrokerAddress, MqttTransport, TlsFiles
 from federation.transport import Connected, Delivered, Disconnected, Refused, TransportEvent
 from fedmq.private_broker import PrivateBroker
 from tests.wire.places import BrokerPlace, Client, address_of, wait_until
+from tests.wire.raw_packets import USER_PROPERTY, RawClient, publish
 
 
 @pytest.fixture
@@ -286,3 +287,16 @@ def test_unusable_tls_files_are_refused_by_name(tmp_path: Path) -> None:
     for tls in (TlsFiles(ca=wrong), TlsFiles(ca=tmp_path / "absent")):
         with pytest.raises(TransportError, match="FEDMQ_TLS_CA"):
             MqttTransport(BrokerAddress(host="localhost", port=8883, tls=tls), client_id="node-0", on_event=print)
+
+
+def test_a_message_of_properties_alone_holds_nobody_up(place: BrokerPlace) -> None:
+    """Paho's own reading of them takes time by the square of their number: these would take an hour."""
+    properties = USER_PROPERTY * 500_000
+    observer = place.client("aggregator").connect().follow("metrics/+")
+    address = address_of(place.broker, "node-0")
+    raw = RawClient(address.host, address.port)
+    raw.log_in("node-0", user=address.username, password=address.password)
+    raw.socket.sendall(publish(observer.topic("metrics/node-0"), b"bare", properties=properties))
+    wait_until(lambda: [event.payload for event in observer.of(Delivered)] == [b"bare"])
+    assert [event.num_property_bytes for event in observer.of(Delivered)] == [len(properties)]
+    raw.close()
