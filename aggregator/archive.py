@@ -14,6 +14,7 @@ import re
 import secrets
 import tarfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -21,7 +22,7 @@ import zstandard
 
 from aggregator.checkpoint import write_atomically
 from aggregator.round_folder import TENSORS, RoundFolder
-from federation.codec import file_digest, sync_folder
+from federation.codec import file_digest, sync
 from federation.errors import ArchiveError
 from federation.messages import MAX_MESSAGE_BYTES, MAX_PARAMS_BYTES
 
@@ -61,7 +62,9 @@ class Archive:
         Raises:
             OSError: the disk is full or fails; the bundle is as it was.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self.folder.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            sync(self.folder.parent)
         bundle = self.bundle_file(round_number)
         # A name of its own: a zombie that shares this disk may be packing the same round.
         draft = bundle.with_name(f".{bundle.name}.{secrets.token_hex(4)}.part")
@@ -76,10 +79,10 @@ class Archive:
             # Without its digest a bundle counts as damaged, never as another round's.
             self.digest_file(round_number).unlink(missing_ok=True)
             draft.replace(bundle)
+            sync(self.folder)
         finally:
             draft.unlink(missing_ok=True)
         write_atomically(self.digest_file(round_number), _digest_line(digest, bundle), durable=True)
-        sync_folder(self.folder)
         return bundle.stat().st_size
 
     def extract(self, round_number: int, into: Path) -> RoundFolder:
@@ -98,6 +101,23 @@ class Archive:
         except (OSError, EOFError, tarfile.TarError, zstandard.ZstdError, ArchiveError) as error:
             raise ArchiveError(f"round {round_number}: {bundle.name}: {error}") from None
         return folder
+
+    def read_payload(self, round_number: int, name: str) -> bytes:
+        """Return one payload of a round's bundle, which is checked against its digest.
+
+        Raises:
+            ArchiveError: the bundle is missing or damaged, or holds no such payload.
+        """
+        bundle = self.bundle_file(round_number)
+        try:
+            _check_digest(bundle, self.digest_file(round_number))
+            with _opened(bundle) as members:
+                for member, content in members:
+                    if member.name == name and member.size <= MAX_MESSAGE_BYTES:
+                        return content.read()
+        except (OSError, EOFError, tarfile.TarError, zstandard.ZstdError, ArchiveError) as error:
+            raise ArchiveError(f"round {round_number}: {bundle.name}: {error}") from None
+        raise ArchiveError(f"round {round_number}: {bundle.name} holds no {name}")
 
 
 def _check_digest(bundle: Path, digest_file: Path) -> None:
@@ -132,20 +152,32 @@ def _pack(source: RoundFolder, file: IO[bytes]) -> None:
 
 def _unpack(bundle: Path, folder: RoundFolder) -> None:
     """Write out a bundle's files; nothing else in it is touched, whatever it calls itself."""
+    with _opened(bundle) as members:
+        for member, content in members:
+            with folder.place(member.name).open("xb") as unpacked:
+                for data in _pieces(content):
+                    unpacked.write(data)
+
+
+@contextmanager
+def _opened(bundle: Path) -> Iterator[Iterator[tuple[tarfile.TarInfo, IO[bytes]]]]:
+    """Open a bundle for its files, in order; each is read before the next is asked for."""
     decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES)
     with (
         bundle.open("rb") as file,
         decompressor.stream_reader(file) as content_reader,
         tarfile.open(fileobj=content_reader, mode="r|") as archive,
     ):
-        for member in archive:
-            limit = MAX_PARAMS_BYTES if member.name.endswith(TENSORS) else MAX_MESSAGE_BYTES
-            content = archive.extractfile(member) if member.isreg() else None
-            if content is None or member.size > limit:
-                raise ArchiveError(f"it holds {member.name[:120]!r}, which is no file of a round")
-            with folder.place(member.name).open("xb") as unpacked:
-                for data in _pieces(content):
-                    unpacked.write(data)
+        yield _members(archive)
+
+
+def _members(archive: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
+    for member in archive:
+        limit = MAX_PARAMS_BYTES if member.name.endswith(TENSORS) else MAX_MESSAGE_BYTES
+        content = archive.extractfile(member) if member.isreg() else None
+        if content is None or member.size > limit:
+            raise ArchiveError(f"it holds {member.name[:120]!r}, which is no file of a round")
+        yield member, content
 
 
 def _pieces(content: IO[bytes]) -> Iterator[bytes]:

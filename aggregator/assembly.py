@@ -11,7 +11,7 @@ from typing import Any
 from aggregator.archive import Archive
 from aggregator.checkpoint import CheckpointStore
 from aggregator.cohort import Expectation
-from aggregator.coordinator import Coordinator
+from aggregator.coordinator import Coordinator, Sign
 from aggregator.events import Position
 from aggregator.record import RunRecord
 from aggregator.round_keeper import RoundKeeper
@@ -21,7 +21,7 @@ from federation.clock import Clock
 from federation.codec import layout_of
 from federation.errors import CheckpointError
 from federation.images import named_classes
-from federation.messages import Evaluation
+from federation.messages import Evaluation, RoundResult
 from federation.params import Params, signature_of
 from federation.settings import RunSettings
 from federation.signing import Signer, TrustedKeys
@@ -93,7 +93,7 @@ def build_service_for(
         position=position,
         is_resumed=is_resuming,
         instance=instance,
-        sign=signer.sign if signer else None,
+        sign=_sealer(signer, clock),
     )
     keeper = None
     if keeps_rounds:
@@ -105,6 +105,8 @@ def build_service_for(
             budget_bytes=settings.rounds.retained_bytes,
             num_finished=coordinator.num_finished,
         )
+        if is_resuming:
+            record.restore(coordinator.num_finished, keeper.finished_result)
     return AggregatorService(
         coordinator=coordinator,
         transport=transport,
@@ -123,6 +125,16 @@ def build_service_for(
         run=settings.run,
         clock=clock,
     )
+
+
+def _sealer(signer: Signer | None, clock: Clock) -> Sign:
+    """Return what completes a result: when the round ended, and a signature."""
+
+    def seal(result: RoundResult) -> RoundResult:
+        stamped = result.model_copy(update={"ended_ns": max(0, clock.time_ns())})
+        return signer.sign(stamped) if signer else stamped
+
+    return seal
 
 
 def _starting_position(store: CheckpointStore, initial: Params, *, is_resuming: bool, now_ns: int) -> Position:

@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from aggregator.events import Position
-from federation.codec import FileParams, file_digest, write_params
+from federation.codec import FileParams, file_digest, sync, write_params
 from federation.errors import CheckpointError
 from federation.params import Params, Signature
 from federation.settings import RunSettings
@@ -44,7 +44,7 @@ class CheckpointStore:
         self._file = self.folder / "checkpoint.json"
         self._globals = self.folder / "globals"
         try:
-            self._globals.mkdir(parents=True, exist_ok=True)
+            self._make_folders()
         except OSError as error:
             raise CheckpointError(f"{self.folder} can't be written: {error}") from None
 
@@ -103,7 +103,13 @@ class CheckpointStore:
     def clear(self) -> None:
         """Forget the run's checkpoint and models, for a fresh start."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        self._globals.mkdir(parents=True, exist_ok=True)
+        self._make_folders()
+
+    def _make_folders(self) -> None:
+        if not self._globals.exists():
+            self._globals.mkdir(parents=True, exist_ok=True)
+            sync(self.folder)
+            sync(self.folder.parent)
 
     def global_path(self, digest: str) -> Path:
         """Return where the global model or strategy state of this digest is, or will be."""
@@ -126,11 +132,12 @@ class CheckpointStore:
         fresh = self._globals / f"next-{secrets.token_hex(4)}.safetensors"
         digest = write_params(fresh, params, signature=signature)
         fresh.replace(self.global_path(digest))
+        sync(self._globals)
         return digest
 
 
 def write_atomically(path: Path, data: bytes, *, durable: bool = False) -> None:
-    """Replace a file's content in one step; `durable` also waits for the disk."""
+    """Replace a file's content in one step; `durable` also waits for the disk, which then has content and name."""
     # A name of its own: a zombie that shares this disk may be writing the same file.
     fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
     try:
@@ -140,6 +147,8 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = False) -> None:
                 file.flush()
                 os.fsync(file.fileno())
         fresh.replace(path)
+        if durable:
+            sync(path.parent)
     finally:
         fresh.unlink(missing_ok=True)
 

@@ -68,7 +68,7 @@ CHECK_SECONDS = 2.0
 
 
 Sign: TypeAlias = Callable[[RoundResult], RoundResult]
-"""Pure: the same message gets the same signature."""
+"""Completes a result, which is final from then on: when it was made, and whose it is."""
 
 
 class Phase(Enum):
@@ -92,7 +92,7 @@ class Coordinator:
         position: where to begin: fresh, or from a checkpoint.
         is_resumed: the run may be on the broker already.
         instance: random per process: of two aggregators with one epoch, the greater leads.
-        sign: signs a result; None publishes it unsigned.
+        sign: completes each result; None publishes it as it is.
     """
 
     def __init__(

@@ -116,6 +116,11 @@ class Journal:
         self.arrived.set()
         return len(fresh)
 
+    def holds(self, point: Point) -> bool:
+        """Return whether a point of this identity is among the newest."""
+        with self._lock:
+            return hash(point.identity) in self._identities
+
     def read(self, offset: int, max_bytes: int) -> tuple[list[Point], int]:
         """Return the points of whole lines from `offset`, and the offset after them."""
         # With the lock: what a write that fails leaves for a moment is no point. It is a page cache's read of a megabyte.
@@ -195,9 +200,17 @@ class Journal:
         return whole
 
     def _remember_tail(self) -> None:
-        with self.path.open("rb") as file:
-            if self._size > TAIL_BYTES:
-                file.seek(self._size - TAIL_BYTES)
+        # Of the file set aside, too: a new one may have nothing of the last rounds.
+        for path in (self.previous_path, self.path):
+            with suppress(FileNotFoundError):
+                self._remember(path)
+        while len(self._identities) > NUM_IDENTITIES:
+            self._identities.popitem(last=False)
+
+    def _remember(self, path: Path) -> None:
+        with path.open("rb") as file:
+            if (start := path.stat().st_size - TAIL_BYTES) > 0:
+                file.seek(start)
                 file.readline()
             for line in file:
                 try:
@@ -207,5 +220,3 @@ class Journal:
                 self._identities[hash(point.identity)] = None
                 if point.measurement == "run_summary":
                     self.last_summary = point
-        while len(self._identities) > NUM_IDENTITIES:
-            self._identities.popitem(last=False)

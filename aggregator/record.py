@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -90,26 +90,80 @@ class RunRecord:
         """Make the folder; without `is_resumed`, start its files anew."""
         self.out_dir.mkdir(parents=True, exist_ok=True)
         self._global_digest = global_digest
-        summary = self.out_dir / "summary.json"
-        if self.is_resumed and summary.exists():
-            stored = json.loads(summary.read_text(encoding="utf-8"))
-            self._rounds = stored["rounds"]
-            self._final = stored["final"]
-            for entry in self._rounds:
-                self._go_on(entry)
+        if self.is_resumed:
+            self._take_up_summary()
         self.journal.open(is_resumed=self.is_resumed)
         self._write_summary()
 
+    def restore(self, num_finished: int, read: Callable[[int], RoundResult | None], *, with_points: bool = True) -> None:
+        """Record the finished rounds that a crash or a power cut has taken out of the summary or the journal.
+
+        Args:
+            num_finished: rounds that are over.
+            read: returns a finished round's result; None where there is none any more.
+            with_points: False leaves the journal as it is.
+        """
+        kept = {entry["round_number"]: entry for entry in self._rounds}
+        results = {number: read(number) for number in range(1, num_finished + 1) if number not in kept}
+        unrecorded = set()
+        for number in range(num_finished, 0, -1) if with_points else ():
+            if number not in results:
+                results[number] = read(number)
+            if (result := results[number]) is None:
+                continue
+            if not result.ended_ns:
+                break  # of an older version; when it ended nobody knows
+            # The newest that is there may be torn: what is left of its points is added.
+            unrecorded.add(number)
+            if self.journal.holds(Point(measurement="round", tags=self.tags, fields={}, time_ns=result.ended_ns)):
+                break
+        self._rounds, self.so_far = [], RoundsSoFar()
+        for number in range(1, num_finished + 1):
+            result = results.get(number)
+            if number in kept:
+                self._rounds.append(kept[number])
+                self._go_on(kept[number])
+            elif result is not None:
+                self._add_entry(result)
+            if result is not None and number in unrecorded:
+                self._record_points(self._points_of(result, result.ended_ns))
+        self._write_summary()
+
+    def _take_up_summary(self) -> None:
+        summary = self.out_dir / "summary.json"
+        try:
+            stored = json.loads(summary.read_bytes())
+            rounds, final = [dict(entry) for entry in stored["rounds"]], dict(stored["final"])
+            numbers = [entry["round_number"] for entry in rounds]
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            # Not written through to the disk after each round: it is made again from the rounds.
+            logger.warning("summary=damaged reason=%r; it is written anew", f"{type(error).__name__}: {error}"[:200])
+            return
+        if numbers != sorted({*numbers}):
+            logger.warning("summary=damaged reason='its rounds are out of order'; it is written anew")
+            return
+        self._rounds, self._final = rounds, final
+        for entry in self._rounds:
+            self._go_on(entry)
+
     def add_result(self, result: RoundResult, time_ns: int) -> None:
         """Record a finished round; a round that a restart repeated replaces its first record."""
-        evaluation = result.evaluation
         self._rounds = [entry for entry in self._rounds if entry["round_number"] < result.round_number]
-        self._rounds.append(summary_entry(result, self._rounds[-1] if self._rounds else None))
-        if evaluation is not None:
-            self._final = _final_scores(evaluation)
+        self._add_entry(result)
         self._global_digest = result.next_global_digest
+        self._record_points(self._points_of(result, time_ns))
+        self._write_summary()
+
+    def _add_entry(self, result: RoundResult) -> None:
+        self._rounds.append(summary_entry(result, self._rounds[-1] if self._rounds else None))
+        if result.evaluation is not None:
+            self._final = _final_scores(result.evaluation)
         self._go_on(self._rounds[-1])
-        points = points_of_result(
+
+    def _points_of(self, result: RoundResult, time_ns: int) -> list[Point]:
+        return points_of_result(
             result,
             rounds=self._rounds,
             num_rounds=self.settings.num_rounds,
@@ -117,8 +171,6 @@ class RunRecord:
             tags=self.tags,
             time_ns=time_ns,
         )
-        self._record_points(points)
-        self._write_summary()
 
     def note_awaited(self, nodes: Sequence[str]) -> None:
         """Keep whose updates the open round waits for."""

@@ -97,7 +97,7 @@ def recover(run: str, broker: BrokerRounds, *, state_dir: Path, out_dir: Path, t
         failed_rounds=_trailing_failures(results),
         finished=finished and number > newest,
     )
-    _summarise(results, state.settings, out_dir, now_ns)
+    _summarise(results, state.settings, out_dir)
     store.save(position, now_ns=now_ns)
     return Recovered(
         position=position,
@@ -225,12 +225,11 @@ def _trailing_failures(results: Sequence[RoundResult]) -> int:
     return count
 
 
-def _summarise(results: Sequence[RoundResult], settings: RunSettings, out_dir: Path, now_ns: int) -> None:
-    if (out_dir / "summary.json").exists():
+def _summarise(results: Sequence[RoundResult], settings: RunSettings, out_dir: Path) -> None:
+    """Write the summary. The points follow from the archive, as the run is resumed: only then are the classes' names known."""
+    if not results:
         return
-    record = RunRecord(out_dir=out_dir, settings=settings, num_nodes=settings.partition.num_nodes)
-    record.open(results[0].global_digest)
-    moment = now_ns - int(sum(result.seconds for result in results) * 1e9)
-    for result in results:
-        moment += int(result.seconds * 1e9)
-        record.add_result(result, moment)
+    record = RunRecord(out_dir=out_dir, settings=settings, num_nodes=settings.partition.num_nodes, is_resumed=True)
+    record.open(results[-1].next_global_digest)
+    by_number = {result.round_number: result for result in results}
+    record.restore(max(by_number), by_number.get, with_points=False)

@@ -19,12 +19,14 @@ from pathlib import Path
 from threading import Lock
 
 from aggregator.archive import Archive
+from aggregator.checkpoint import write_atomically
 from aggregator.retention import KeptRound, Retention, chunk_topic, manifest_topic, measure
-from aggregator.round_folder import RoundFolder
+from aggregator.round_folder import RoundFolder, read_payload
 from federation import topics
 from federation.chunks import ChunkedFile
-from federation.errors import ArchiveError, FedMQError
-from federation.messages import MAX_MESSAGE_BYTES, GlobalManifest, UpdateManifest, parse
+from federation.codec import file_digest, sync
+from federation.errors import ArchiveError, FedMQError, RemoteProtocolError
+from federation.messages import MAX_MESSAGE_BYTES, GlobalManifest, RoundResult, UpdateManifest, parse
 from federation.transport import Transport
 
 logger = logging.getLogger("aggregator")
@@ -65,6 +67,8 @@ class RoundKeeper:
         """Told of everything that is published again."""
         self._transport = transport
         self._retention = Retention(folder / "retained.json", budget_bytes=budget_bytes)
+        self._staging.mkdir(parents=True, exist_ok=True)
+        sync(folder)
         self._lock = Lock()
         self._archived: dict[int, KeptRound] = {}
         self._result_digests: dict[int, str] | None = None
@@ -99,9 +103,10 @@ class RoundKeeper:
         for name, payload in payloads.items():
             if name != "result.json":
                 folder.add_payload(name, payload)
-        draft = path / ".result.json"
-        draft.write_bytes(payloads["result.json"])
-        draft.replace(folder.result_file)
+        # On the disk before the run's position says that the round is over: the broker may lose its last seconds in the same power cut.
+        folder.sync()
+        write_atomically(folder.result_file, payloads["result.json"], durable=True)
+        sync(self._staging)
 
     def archive_staged(self) -> RoundsArchived:
         """Write every staged round's bundle; on any thread. What the disk has no room for stays staged."""
@@ -112,6 +117,7 @@ class RoundKeeper:
                 path = self._staging / str(round_number)
                 folder = RoundFolder(path=path)
                 try:
+                    _verify(folder)
                     kept = measure(folder, hashlib.sha256(folder.result_file.read_bytes()).hexdigest())
                     num_bytes = self._archive.write(round_number, folder)
                 except (OSError, FedMQError) as error:
@@ -143,6 +149,19 @@ class RoundKeeper:
                     self._transport.publish(topic, b"", retain=True)
                 return True
         return False
+
+    def finished_result(self, round_number: int) -> RoundResult | None:
+        """Return what became of a finished round, as it was published; None, logged, where that is not on this disk."""
+        staged = RoundFolder(path=self._staging / str(round_number))
+        try:
+            if staged.result_file.exists():
+                payload = read_payload(staged, "result.json", max_bytes=MAX_MESSAGE_BYTES)
+            else:
+                payload = self._archive.read_payload(round_number, "result.json")
+            return parse(RoundResult, payload)
+        except (ArchiveError, RemoteProtocolError) as error:
+            logger.warning("round=%d result=unreadable reason=%r", round_number, str(error))
+            return None
 
     # --- a broker that forgot -------------------------------------------------------------------
 
@@ -236,3 +255,24 @@ class RoundKeeper:
 
     def _staged(self) -> list[int]:
         return sorted(int(result.parent.name) for result in self._staging.glob("*/result.json"))
+
+
+def _verify(folder: RoundFolder) -> None:
+    """Raise unless a staged round is whole: a bad disk, or a power cut, may have taken of it what nobody would miss until a replay.
+
+    Raises:
+        FedMQError: names what is damaged.
+        OSError: it can't be read.
+    """
+    result = parse(RoundResult, read_payload(folder, "result.json", max_bytes=MAX_MESSAGE_BYTES))
+    plan = read_payload(folder, "plan.json", max_bytes=MAX_MESSAGE_BYTES)
+    if result.plan_digest not in {None, hashlib.sha256(plan).hexdigest()}:
+        raise ArchiveError("plan.json is not what the result names")
+    digests = {f"updates/{outcome.node}": outcome.update_digest for outcome in result.outcomes if outcome.outcome == "accepted"}
+    if result.aggregated:
+        digests["global"] = result.global_digest
+    for transfer in sorted({*digests, *folder.transfers()}):
+        payload = read_payload(folder, f"{transfer}/manifest.json", max_bytes=MAX_MESSAGE_BYTES)
+        manifest = parse(UpdateManifest if transfer.startswith("updates/") else GlobalManifest, payload)
+        if manifest.sha256 != digests.get(transfer, manifest.sha256) or file_digest(folder.tensors_file(transfer)) != manifest.sha256:
+            raise ArchiveError(f"{transfer}/tensors.safetensors is not what the round's result and manifest name")

@@ -47,6 +47,7 @@ from aggregator.round_keeper import RoundKeeper, RoundsArchived
 from aggregator.updates import UpdateCollector
 from federation import topics
 from federation.clock import Clock
+from federation.codec import sync
 from federation.errors import CodecError, FedMQError, FencedError, RejectReason, RemoteProtocolError
 from federation.messages import Evaluation, MetricPoint, RoundResult
 from federation.params import FiniteParams, Params, Signature
@@ -145,6 +146,7 @@ class AggregatorService:
             run=run, expects=coordinator.expects, collector=collector, record=record, publisher=self._publisher, keeper=keeper
         )
         self._aside = aside
+        self._unrecorded: RoundResult | None = None
         self._look_at: float | None = None
         self._check_ends_at: float | None = None
         self._num_reported = 0
@@ -346,6 +348,7 @@ class AggregatorService:
             case SaveCheckpoint():
                 self._check_leadership()
                 self._store.save(effect.position, now_ns=self._clock.time_ns())
+                self._record_result()
             case Note():
                 logger.log(logging.WARNING if effect.warning else logging.INFO, "%s", effect.text)
             case Stop():
@@ -353,10 +356,16 @@ class AggregatorService:
             case _:
                 assert_never(effect)
 
+    def _record_result(self) -> None:
+        """Record the round that has ended, once the checkpoint says so: one that a crash before has led again has one record, too."""
+        result, self._unrecorded = self._unrecorded, None
+        if result is not None:
+            self._record.add_result(result, result.ended_ns or self._clock.time_ns())
+
     def _publish_result(self, result: RoundResult) -> None:
         self._publisher.result(result)
         self._stage(result)
-        self._record.add_result(result, self._clock.time_ns())
+        self._unrecorded = result
         self._measure_global(result)
         evaluation = result.evaluation
         logger.info(
@@ -428,6 +437,9 @@ class AggregatorService:
             return WorkFailed(detail=f"{type(error).__name__}: {error}"[:400])
 
     def _aggregate(self, effect: Aggregate) -> Event:
+        for node in effect.nodes:
+            # Before the result is published, and here rather than in `stage`, which holds up the service.
+            sync(self._collector.record(node)[1])
         position = self._coordinator.position
         global_params = self._store.read_global(position.global_digest, self._signature)
         if position.state_digest is None:

@@ -20,7 +20,7 @@ from federation.errors import CodecError, LocalProtocolError, RejectReason
 from federation.layout import LENGTH_BYTES, MAX_HEADER_BYTES, Layout, layout_of, read_layout, tensor_bytes
 from federation.params import DTYPES, Array, Params, Signature, TensorSpec, signature_of
 
-__all__ = ["FileParams", "Layout", "ParamsWriter", "decode", "digest", "encode", "file_digest", "layout_of", "sync_folder", "write_params"]
+__all__ = ["FileParams", "Layout", "ParamsWriter", "decode", "digest", "encode", "file_digest", "layout_of", "sync", "write_params"]
 
 
 def encode(params: Params) -> bytes:
@@ -165,7 +165,7 @@ class ParamsWriter:
                     os.fsync(file.fileno())
             self._part.replace(self.path)
             if self._durable:
-                sync_folder(self.path.parent)
+                sync(self.path.parent)
             self.sha256 = self._hash.hexdigest()
         finally:
             self._part.unlink(missing_ok=True)
@@ -197,9 +197,9 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make a file's content, or the names in a folder, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

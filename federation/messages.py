@@ -286,6 +286,8 @@ class RoundResult(Message):
     """Cohort members of whom no complete update had come when the round closed."""
     seconds: Number
     """From the round's opening to its result."""
+    ended_ns: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
+    """When the round ended, nanoseconds since 1970 by the aggregator's clock: the time of its points. 0: older than this field."""
     phase_seconds: dict[Tag, Number]
     bytes_up: Count
     bytes_down: Count

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def resend_points(results: Sequence[RoundResult], records: RunRecords, environ: Mapping[str, str]) -> int:
     """Write the points of rounds to the database that the environment names; return how many.
 
-    A point that is there already is overwritten by itself, if the run's folder says when the round ended.
+    A point that is there already is overwritten by itself.
 
     Raises:
         SettingsError: the environment names no database.
@@ -63,12 +63,17 @@ def resend_points(results: Sequence[RoundResult], records: RunRecords, environ: 
 
 
 def end_times(results: Sequence[RoundResult], out_dir: Path, *, now_ns: int) -> dict[int, int]:
-    """Return when each round ended, in nanoseconds since 1970: as the run's folder says, else as if the last ended now."""
+    """Return when each round ended, in nanoseconds since 1970: as it says itself.
+
+    Of a run older than that, as the run's folder says, else as if the last ended now.
+    """
     moment = now_ns
     times = {}
     for result in reversed(results):
-        times[result.round_number] = moment
+        times[result.round_number] = result.ended_ns or moment
         moment -= int(result.seconds * 1e9)
+    if all(result.ended_ns for result in results):
+        return times
     try:
         lines = (out_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -6,7 +6,7 @@ import os
 import secrets
 from pathlib import Path
 
-from federation.codec import sync_folder
+from federation.codec import sync
 from federation.errors import ModelFileError
 
 MAX_MODEL_BYTES = 2 << 30
@@ -45,6 +45,6 @@ def replace_file(path: Path, payload: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-        sync_folder(path.parent)
+        sync(path.parent)
     finally:
         part.unlink(missing_ok=True)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+
+import pytest
 
 from aggregator.archive import Archive
 from aggregator.coordinator import CHECK_SECONDS
@@ -116,3 +119,24 @@ def test_sound_reconnection_publishes_nothing_again(tmp_path: Path) -> None:
     pair.run(lambda: pair.now > over_at or pair.is_over)
     after = {topic: payload for topic, payload in pair.broker.retained.items() if "/rounds/1/global/" in topic}
     assert after == {topic: payload + b"x" for topic, payload in before.items()}
+
+
+@pytest.mark.parametrize("size", [0, 9_700, 19_399])
+@pytest.mark.parametrize("name", ["updates/n1/tensors.safetensors", "global/tensors.safetensors", "plan.json", "updates/n0/manifest.json"])
+def test_staged_round_that_is_damaged_is_not_archived_as_good(
+    tmp_path: Path, name: str, size: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Cut short between its staging and its archiving: it stays on the broker, whatever the budget."""
+    pair = FederationPair(tmp_path, num_rounds=3, retained_bytes=0)
+    pair.start()
+    staged = tmp_path / "aggregator" / "pair" / "finished" / "1"
+    pair.run(until=lambda: (staged / "result.json").exists())
+    pair.kill("aggregator")
+    file = staged / name
+    os.truncate(file, min(size, file.stat().st_size - 1))
+    pair.start_aggregator(is_resuming=True)
+    pair.run()
+    assert "round=1 archive=failed" in caplog.text
+    assert Archive(tmp_path / "out" / "rounds").round_numbers() == [2, 3]
+    assert retained_rounds(pair)[1] > 4 * 19_000
+    assert sorted(retained_rounds(pair)) == [1, 4]

@@ -121,3 +121,53 @@ def test_one_bad_point_of_a_report_does_not_spoil_the_others(tmp_path: Path) -> 
     points = record.checked_points("node-0", report, now_ns=START)
     assert [dict(point.fields) for point in points] == [{"loss": 1.0, "round_number": 2}]
     assert record.num_rejected_points == 2
+
+
+def dated(round_number: int) -> RoundResult:
+    """Return a round that knows when it ended."""
+    return result(round_number).model_copy(update={"ended_ns": START + round_number})
+
+
+def lines(tmp_path: Path) -> list[str]:
+    """Return what is recorded."""
+    return sorted((tmp_path / "metrics.jsonl").read_text().splitlines())
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"null", b"[]", b'{"rounds": 3, "final": {}}', b'{"rounds": [{}], "final": {}}', b"\0" * 100]
+)
+def test_damaged_summary_is_made_again_from_the_rounds(tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    record = opened(tmp_path)
+    results = {number: dated(number) for number in (1, 2, 3)}
+    for entry in results.values():
+        record.add_result(entry, entry.ended_ns)
+    whole, recorded = (tmp_path / "summary.json").read_bytes(), lines(tmp_path)
+    (tmp_path / "summary.json").write_bytes(content)
+    again = opened(tmp_path, is_resumed=True)
+    assert "summary=damaged" in caplog.text
+    again.restore(3, results.get)
+    assert (tmp_path / "summary.json").read_bytes() == whole
+    assert lines(tmp_path) == recorded
+
+
+@pytest.mark.parametrize("num_lines", [0, 1, 5, 12, 15, 30])
+def test_points_that_a_power_cut_took_are_recorded_again_as_they_were(tmp_path: Path, num_lines: int) -> None:
+    record = opened(tmp_path)
+    results = {number: dated(number) for number in (1, 2, 3)}
+    for entry in results.values():
+        record.add_result(entry, entry.ended_ns)
+    recorded = lines(tmp_path)
+    kept = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)[:num_lines]
+    (tmp_path / "metrics.jsonl").write_text("".join(kept))
+    opened(tmp_path, is_resumed=True).restore(3, results.get)
+    assert lines(tmp_path) == recorded
+
+
+def test_rounds_set_aside_with_the_journal_are_not_recorded_again(tmp_path: Path) -> None:
+    record = opened(tmp_path)
+    results = {number: dated(number) for number in (1, 2)}
+    for entry in results.values():
+        record.add_result(entry, entry.ended_ns)
+    (tmp_path / "metrics.jsonl").rename(tmp_path / "metrics.1.jsonl")
+    opened(tmp_path, is_resumed=True).restore(2, results.get)
+    assert lines(tmp_path) == []
