@@ -14,6 +14,7 @@ from fedmq import console
 from fedmq.console import JsonOption, print_json, print_table, sentences
 from fedmq.enrolment import add_node, enrol_demo_nodes, mark_revoked, renew_node, unpack_for_demo
 from fedmq.fleet import enrolled_nodes, observe_nodes
+from fedmq.leftovers import clear_leftovers
 from fedmq.revocation import BrokerAddress, enforce
 from fedmq.site import DATA_FOLDER, DEMO_NODES, Site, create_site, open_site, renew_server
 
@@ -92,15 +93,23 @@ def revoke(
     broker_host: HostOption = "localhost",
     as_json: JsonOption = False,
 ) -> None:
-    """Shut a node out at once: a connected one is thrown out, and never let in again."""
+    """Shut a node out at once: a connected one is thrown out, never let in again, and what it left on the broker is cleared."""
+    now = datetime.now(UTC)
     with sentences():
         opened = open_site(site)
         mark_revoked(opened, name)
-        enforce(opened, name, BrokerAddress(host=broker_host, port=opened.record.port), now=datetime.now(UTC))
+        fleet = BrokerAddress(host=broker_host, port=opened.record.port)
+        enforce(opened, name, fleet, now=now)
+        observers = BrokerAddress(host=broker_host, port=opened.record.observer_port)
+        cleared = clear_leftovers(opened, name, fleet=fleet, observers=observers, now=now)
     if as_json:
-        print_json({"node": name, "revoked": True})
+        print_json({"node": name, "revoked": True, "cleared": cleared})
     else:
-        console.out.print(f"{name} is out and stays out; `fedmq node add {name}` would enrol it anew", markup=False)
+        console.out.print(
+            f"{name} is out and stays out, and {len(cleared)} messages that it had left on the broker are gone; "
+            f"`fedmq node add {name}` would enrol it anew",
+            markup=False,
+        )
 
 
 @node_app.command("list")

@@ -140,4 +140,5 @@ def test_every_topic_takes_whatever_comes(parts: Parts) -> None:
     named = {entry.node for entry in service.record.rejections.entries}
     assert SENDER in named
     parts.pair.run()
-    assert [result.aggregated for result in results(parts.pair)] == [True, True]
+    outcomes = [(outcome.node, outcome.outcome, outcome.reason) for result in results(parts.pair) for outcome in result.outcomes]
+    assert [result.aggregated for result in results(parts.pair)] == [True, True], outcomes

@@ -9,8 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from federation.broker_address import BrokerAddress as MqttAddress
+from federation.broker_address import TlsFiles
 from federation.errors import TransportError
+from federation.messages import NodeOutcome, RoundResult
 from fedmq.enrolment import add_node, mark_revoked, renew_node
+from fedmq.leftovers import clear_leftovers
+from fedmq.observer import read_retained
 from fedmq.revocation import BrokerAddress, enforce, write_revocation_list
 from fedmq.site import Site, create_site
 from tests.security.conftest import RunningBroker
@@ -49,6 +54,52 @@ def test_revoked_node_is_thrown_out_at_once_and_refused_later(
     assert neighbour.publish("fedmq/v1/demo/nodes/pi-2/status", b"{}") in {"Success", "No matching subscribers"}
     assert broker.process.poll() is None
     assert "certificate verify failed" in broker.log
+
+
+def test_what_a_revoked_node_left_on_the_broker_goes_with_it(
+    site: Site, broker: RunningBroker, tmp_path: Path, clients: list[Client]
+) -> None:
+    """A retained status outlived its node, and met every later aggregator; only accepted updates are the run's, and stay."""
+    bundle = unpack(add_node(site, "pi-1", now=NOW), tmp_path)
+    node = Client().with_bundle(bundle).connect(broker.fleet.host, broker.fleet.port)
+    password = (site.folder / "secrets" / "aggregator_password").read_text(encoding="utf-8")
+    aggregator = Client().with_password("aggregator", password).connect(broker.inner.host, broker.inner.port)
+    clients += [node, aggregator]
+    updates = [f"fedmq/v1/demo/rounds/{number}/updates/pi-1/manifest" for number in (1, 2)]
+    gone = ["fedmq/v1/demo/nodes/pi-1/status", "fedmq/v1/other/nodes/pi-1/status", "fedmq/v1/demo/metrics/pi-1", updates[1]]
+    for topic in [*gone, updates[0]]:
+        node.publish(topic, b"left", retain=True)
+    accepted = RoundResult(
+        run="demo",
+        round_number=1,
+        epoch=1,
+        previous_result_digest=None,
+        strategy="fedavg",
+        aggregated=True,
+        global_digest="a" * 64,
+        next_global_digest="b" * 64,
+        outcomes=[NodeOutcome(node="pi-1", outcome="accepted")],
+        evaluation=None,
+        accepted=1,
+        rejected=0,
+        discarded=0,
+        stragglers=0,
+        seconds=1.0,
+        phase_seconds={},
+        bytes_up=1,
+        bytes_down=1,
+    )
+    aggregator.publish("fedmq/v1/demo/rounds/1/result", accepted.to_payload(), retain=True)
+    aggregator.publish("fedmq/v1/demo/nodes/pi-2/status", b"another's", retain=True)
+    mark_revoked(site, "pi-1")
+    enforce(site, "pi-1", broker.fleet, now=NOW)
+    assert sorted(clear_leftovers(site, "pi-1", fleet=broker.fleet, observers=broker.observers, now=NOW)) == sorted(gone)
+    assert clear_leftovers(site, "pi-1", fleet=broker.fleet, observers=broker.observers, now=NOW) == []
+    observer = (site.folder / "secrets" / "observer_password").read_text(encoding="utf-8")
+    tls = TlsFiles(ca=site.certificate_file)
+    address = MqttAddress(host=broker.observers.host, port=broker.observers.port, username="observer", password=observer, tls=tls)
+    _, left = read_retained(address, ["fedmq/v1/#"])
+    assert sorted(left) == sorted([updates[0], "fedmq/v1/demo/rounds/1/result", "fedmq/v1/demo/nodes/pi-2/status"])
 
 
 def test_list_and_reload_alone_leave_a_connected_node_in(site: Site, broker: RunningBroker, tmp_path: Path, clients: list[Client]) -> None:
