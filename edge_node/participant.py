@@ -1,6 +1,7 @@
 """The participant: decides what one node does in a run, and does nothing itself.
 
     IDLE --plan names us--> FETCHING --global model whole--> TRAINING --> UPLOADING --ack--> IDLE (next round)
+    any of these --disk or training fails--> RETRYING --RETRY_SECONDS--> FETCHING or TRAINING
     any --run finished--> FINISHING --final model whole and deployed--> ENDED
 
 `handle(event, now)` returns the effects to perform, in order. No I/O, no clock, no threads.
@@ -52,8 +53,14 @@ FETCH_PATIENCE_SECONDS = 5.0
 ACK_PATIENCE_SECONDS = 10.0
 """An update is offered again after so long without an ack; doubles each time."""
 
+RETRY_SECONDS = 5.0
+"""What failed here, a full disk perhaps, is tried again in the same round after so long; doubles each time."""
+
+MAX_RETRIES = 8
+"""After so many, nine minutes, a node sits the round out to its end: what still fails then, fails always."""
+
 MAX_PATIENCE_SECONDS = 120.0
-"""Bound of both, so that a node never sleeps through a round."""
+"""Bound of all three, so that a node never sleeps through a round."""
 
 
 class Phase(Enum):
@@ -63,6 +70,7 @@ class Phase(Enum):
     FETCHING = auto()
     TRAINING = auto()
     UPLOADING = auto()
+    RETRYING = auto()
     FINISHING = auto()
     ENDED = auto()
 
@@ -79,6 +87,7 @@ class Participant:
         self._global_digest: str | None = None
         self._patience_seconds = 0.0
         self._problem = ""
+        self._num_retries = 0
         self._final: tuple[str, ModelSettings] | None = None
         self._give_up_at: float | None = None
         self.phase = Phase.IDLE
@@ -107,15 +116,15 @@ class Participant:
             case GlobalCompleted():
                 return self._on_global(event)
             case FetchFailed():
-                return self._on_fetch_failed(event)
+                return self._on_fetch_failed(event, now)
             case DiskFailed():
-                return self._on_effect_failed(f"the disk failed: {event.detail}")
+                return self._on_effect_failed(f"the disk failed: {event.detail}", now)
             case EffectFailed():
-                return self._on_effect_failed(event.detail)
+                return self._on_effect_failed(event.detail, now)
             case TrainingFinished():
                 return self._on_trained(event, now)
             case TrainingFailed():
-                return self._on_training_failed(event)
+                return self._on_training_failed(event, now)
             case UpdateLost():
                 return self._on_update_lost(event)
             case Deployed():
@@ -221,27 +230,28 @@ class Participant:
         self._be_patient(ACK_PATIENCE_SECONDS, now)
         # Measured while the other nodes train and the aggregator works; of a short round, the next training waits for the rest of it.
         deploy = Deploy(round_number=event.round_number, model=self._plan.model, global_digest=event.base_digest)
-        return [Offer(round_number=event.round_number) if event.is_old else Upload(round_number=event.round_number), deploy]
+        sending = Offer(round_number=event.round_number) if event.is_old else Upload(round_number=event.round_number)
+        return [*self._recover(), sending, deploy]
 
-    def _on_training_failed(self, event: TrainingFailed) -> list[Effect]:
+    def _on_training_failed(self, event: TrainingFailed, now: float) -> list[Effect]:
         if event.round_number != self._round_number or self.phase is not Phase.TRAINING:
             return []
-        return self._sit_out(f"round {event.round_number}: training failed: {event.detail}")
+        return self._sit_out(f"round {event.round_number}: training failed: {event.detail}", now)
 
-    def _on_fetch_failed(self, event: FetchFailed) -> list[Effect]:
+    def _on_fetch_failed(self, event: FetchFailed, now: float) -> list[Effect]:
         problem = f"round {event.round_number}: the global model can't be stored: {event.detail}"
-        if event.round_number != self._round_number or self.phase not in {Phase.IDLE, Phase.FETCHING, Phase.FINISHING}:
+        if event.round_number != self._round_number or self.phase not in {Phase.IDLE, Phase.FETCHING, Phase.RETRYING, Phase.FINISHING}:
             return []
         if self.phase is Phase.FINISHING:
             # Asked for again as long as this node waits for the final model: somebody may make room.
             return [Note(text=problem, warning=True)]
-        return self._sit_out(problem)
+        return self._sit_out(problem, now)
 
-    def _on_effect_failed(self, detail: str) -> list[Effect]:
+    def _on_effect_failed(self, detail: str, now: float) -> list[Effect]:
         if self.phase is Phase.FINISHING:
             return []
         where = f"round {self._round_number}: " if self._round_number is not None else ""
-        return self._sit_out(f"{where}{detail}")
+        return self._sit_out(f"{where}{detail}", now)
 
     def _on_update_lost(self, event: UpdateLost) -> list[Effect]:
         if self.phase is not Phase.UPLOADING or self._plan is None or event.round_number != self._round_number:
@@ -273,9 +283,11 @@ class Participant:
             return []
         if self._give_up_at is not None and now >= self._give_up_at:
             return [Note(text="the final model did not come", warning=True), *self._end("the run has finished")]
+        if self.phase is Phase.RETRYING:
+            return self._retry(self._round_number, now)
         self._patience_seconds = min(2 * self._patience_seconds, MAX_PATIENCE_SECONDS)
         self.wake_at = now + self._patience_seconds
-        if self.phase in {Phase.FETCHING, Phase.FINISHING}:
+        if self.phase in {Phase.IDLE, Phase.FETCHING, Phase.FINISHING}:
             return [FetchMissing(round_number=self._round_number)]
         return [Offer(round_number=self._round_number)]
 
@@ -288,11 +300,16 @@ class Participant:
         self._global_digest = None
         self.phase = Phase.IDLE
         self.wake_at = None
-        if self._problem:
-            # A failure costs the round it happened in; the next one is tried afresh.
-            self._problem = ""
-            effects.append(PublishStatus())
-        return [*effects, FollowRound(round_number=round_number)]
+        # A failure costs the round it happened in at most; the next one is tried afresh.
+        self._num_retries = 0
+        return [*effects, *self._recover(), FollowRound(round_number=round_number)]
+
+    def _recover(self) -> list[Effect]:
+        """Take back what we said was wrong."""
+        if not self._problem:
+            return []
+        self._problem = ""
+        return [PublishStatus()]
 
     def _deploy_final(self) -> list[Effect]:
         if self._final is None or self._round_number is None or self._global_digest != self._final[0]:
@@ -301,12 +318,25 @@ class Participant:
         self.wake_at = self._give_up_at
         return [Deploy(round_number=self._round_number, model=model, global_digest=digest)]
 
-    def _sit_out(self, problem: str) -> list[Effect]:
-        """Take no part in the round any more, and say why."""
-        self.phase = Phase.IDLE
+    def _sit_out(self, problem: str, now: float) -> list[Effect]:
+        """Say what fails, and try again later in the round: somebody may make room, and the others may be waiting for us."""
+        self.phase = Phase.RETRYING
         self.wake_at = None
+        if self._round_number is not None and self._num_retries < MAX_RETRIES:
+            self.wake_at = now + min(RETRY_SECONDS * 2**self._num_retries, MAX_PATIENCE_SECONDS)
+            self._num_retries += 1
         self._problem = problem[:500]
         return [Note(text=self._problem, warning=True), PublishStatus(problem=self._problem)]
+
+    def _retry(self, round_number: int, now: float) -> list[Effect]:
+        """Take up the round again where it can go on: with the model that is here, or by fetching it."""
+        note = Note(text=f"round={round_number} trying again")
+        plan = self._plan
+        if plan is not None and plan.global_digest == self._global_digest:
+            return [note, *self._train(plan)]
+        self.phase = Phase.IDLE if plan is None else Phase.FETCHING
+        self._be_patient(FETCH_PATIENCE_SECONDS, now)
+        return [note, FetchMissing(round_number=round_number)]
 
     def _end(self, reason: str) -> list[Effect]:
         self.phase = Phase.ENDED

@@ -6,12 +6,13 @@ import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pytest
 
 from aggregator.archive import Archive
 from aggregator.round_folder import RoundFolder
+from edge_node.spool import Spool
 from federation import topics
 from federation.chunks import Assembly, Chunk
 from federation.messages import NodeStatus, parse
@@ -136,6 +137,38 @@ def test_disk_that_fills_up_under_the_model_is_said_and_the_round_goes_on(tmp_pa
     first, *_, last = results(pair)
     assert {outcome.node: outcome.outcome for outcome in first.outcomes} == {"n0": "accepted", "n1": "accepted", "n2": "discarded"}
     assert (last.accepted, len(results(pair))) == (3, 3)
+
+
+@pytest.mark.parametrize("place", ["model", "update"])
+def test_disk_that_is_full_for_a_while_changes_no_model_at_full_quorum(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six seconds, then somebody makes room: the node tries again within the round, before its deadline."""
+    write, store = Assembly._write, Spool.store_update
+    full_until: list[float] = []
+
+    def fail_for_a_while(path: Path) -> None:
+        if not path.is_relative_to(tmp_path / "n2" / "pair"):
+            return
+        if not full_until:
+            full_until.append(pair.now + 6.0)
+        if pair.now < full_until[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def write_or_fail(self: Assembly, chunk: Chunk) -> None:
+        fail_for_a_while(self.path)
+        write(self, chunk)
+
+    def store_or_fail(self: Spool, round_number: int, *arguments: Any, **facts: Any) -> None:
+        fail_for_a_while(self.update_path(round_number))
+        store(self, round_number, *arguments, **facts)
+
+    monkeypatch.setattr(*((Assembly, "_write", write_or_fail) if place == "model" else (Spool, "store_update", store_or_fail)))
+    pair = FederationPair(tmp_path)
+    pair.start()
+    topic = str(topics.StatusTopic("pair", "n2"))
+    pair.run(until=lambda: b"No space left" in pair.broker.retained.get(topic, b""))
+    pair.run()
+    assert_whole(pair)
+    assert pair.now < 1000.0 + 300.0
 
 
 def test_both_files_damaged_in_the_middle_of_a_run_change_no_digest(tmp_path: Path) -> None:

@@ -29,7 +29,16 @@ from edge_node.events import (
     TrainingFinished,
     Upload,
 )
-from edge_node.participant import ACK_PATIENCE_SECONDS, FETCH_PATIENCE_SECONDS, FINISH_SECONDS, MAX_PATIENCE_SECONDS, Participant, Phase
+from edge_node.participant import (
+    ACK_PATIENCE_SECONDS,
+    FETCH_PATIENCE_SECONDS,
+    FINISH_SECONDS,
+    MAX_PATIENCE_SECONDS,
+    MAX_RETRIES,
+    RETRY_SECONDS,
+    Participant,
+    Phase,
+)
 from federation.messages import Ack, RoundPlan
 from tests.machines.builders import GLOBAL, NEXT, settings, state
 
@@ -174,6 +183,29 @@ def test_failed_training_is_told_and_the_next_round_tried_afresh() -> None:
     assert "out of memory" in told.problem
     effects = machine.handle(StateReceived(state=state(RUN, epoch=1, round_number=2)), 4.0)
     assert effects == [LeaveRound(round_number=1), PublishStatus(), FollowRound(round_number=2)]
+
+
+def test_failed_training_is_tried_again_within_the_round() -> None:
+    machine = training()
+    machine.handle(TrainingFailed(round_number=1, detail="disk full"), 3.0)
+    assert machine.wake_at == 3.0 + RETRY_SECONDS
+    _, again = machine.handle(TimePassed(), 8.0)
+    assert again == Train(plan=plan())
+    machine.handle(TrainingFailed(round_number=1, detail="disk full"), 9.0)
+    assert machine.wake_at == 9.0 + 2 * RETRY_SECONDS
+    machine.handle(TimePassed(), 19.0)
+    effects = machine.handle(TrainingFinished(round_number=1, base_digest=GLOBAL), 20.0)
+    assert effects[:2] == [PublishStatus(), Upload(round_number=1)]
+
+
+def test_what_fails_always_is_not_tried_for_ever() -> None:
+    machine = training()
+    for _ in range(MAX_RETRIES):
+        machine.handle(TrainingFailed(round_number=1, detail="diverged"), 3.0)
+        assert machine.wake_at is not None
+        machine.handle(TimePassed(), machine.wake_at)
+    machine.handle(TrainingFailed(round_number=1, detail="diverged"), 3.0)
+    assert machine.wake_at is None
 
 
 def test_restarted_aggregator_with_the_same_model_disturbs_nothing() -> None:
