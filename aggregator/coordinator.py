@@ -55,7 +55,7 @@ from aggregator.open_round import LATE, Member, OpenRound, UpdateEvent, ack_of
 from aggregator.roster import Roster
 from aggregator.round_messages import plan_of, result_of, state_of
 from federation.messages import Evaluation, RoundPlan, RoundResult, RunState
-from federation.settings import MIN_UPDATES, RunSettings
+from federation.settings import MIN_PRIVATE_NODES, MIN_UPDATES, RunSettings
 
 START_SECONDS = 0.5
 """How long a starting aggregator waits for a predecessor's retained state."""
@@ -348,6 +348,9 @@ class Coordinator:
         if self._position.finished:
             return [*self._end("the run had finished already", now, failed=False), CheckRounds()]
         check: list[Effect] = [CheckRounds()] if self._is_resumed else []
+        if (num_nodes := self._settings.rounds.min_nodes) < MIN_PRIVATE_NODES:
+            text = f"rounds.min_nodes={num_nodes}: of fewer than {MIN_PRIVATE_NODES} nodes one can work out the other's update"
+            check.append(Note(text=f"{text}, and no median tells a liar (docs/security.md)", warning=True))
         if self._position.cohort:
             return [*self._open_round(self._position.cohort, now), *check]
         return [*self._say(), *self._open_round_if_possible(now), *check]

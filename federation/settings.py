@@ -162,6 +162,10 @@ MIN_UPDATES: Mapping[str, int] = {"fedmedian": 3}
 """Of how many updates a rule is what its name promises; 1 where it is not named: the median of two is their mean."""
 
 
+MIN_PRIVATE_NODES = 3
+"""With fewer, each node can work out the others' update from the two global models it is sent."""
+
+
 class ProtectionSettings(Settings):
     """How far, and with what weight, one node's update may move the global model.
 

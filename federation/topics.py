@@ -160,7 +160,7 @@ class AckTopic:
 
 @dataclass(frozen=True, slots=True)
 class ResultTopic:
-    """`rounds/{r}/result`: outcome of every node, metrics and the hash chain. Retained, by the aggregator."""
+    """`rounds/{r}/result`: outcome of every node, metrics and the hash chain. Retained, by the aggregator; no node may read it."""
 
     run: str
     round_number: int

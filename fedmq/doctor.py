@@ -17,10 +17,12 @@ from typing import Annotated, Literal
 import psutil
 import typer
 
+from federation import topics
 from federation.broker_address import BrokerAddress
 from federation.chunks import DEFAULT_CHUNK_BYTES
 from federation.errors import DataError, FedMQError, SettingsError
-from federation.settings import DataSettings
+from federation.messages import RunState, parse
+from federation.settings import MIN_PRIVATE_NODES, DataSettings
 from fedmq import console
 from fedmq.console import EXIT_FAILED, JsonOption, print_json, print_table
 from fedmq.observer import read_retained
@@ -79,7 +81,10 @@ def examine(*, host: str | None, port: int | None, data: str | None, with_broker
         checks.append(lambda: _broker(environment))
     if data is not None:
         checks.append(lambda: _data(data, environment))
-    return [check() for check in checks]
+    findings = [check() for check in checks]
+    if with_broker and all(finding.verdict != "failed" for finding in findings if finding.check == "broker"):
+        findings.append(_cohort(environment))
+    return findings
 
 
 def _python() -> Finding:
@@ -160,6 +165,28 @@ def _broker(environment: CommandEnvironment) -> Finding:
         advice = "chunks will be smaller and rounds slower: raise max_packet_size in the broker's configuration"
         return Finding(check="broker", verdict="warning", found=found, advice=advice)
     return Finding(check="broker", verdict="ok", found=found)
+
+
+def _cohort(environment: CommandEnvironment) -> Finding:
+    """Look at the runs that are on the broker."""
+    try:
+        _, messages = read_retained(BrokerAddress.from_environment(environment), [topics.state_filter_of_all_runs()], timeout_seconds=5.0)
+    except (FedMQError, OSError) as error:
+        return Finding(check="cohort", verdict="failed", found=str(error), advice="run it again: the broker was there a moment ago")
+    small = {}
+    for payload in messages.values():
+        try:
+            state = parse(RunState, payload)
+        except FedMQError:
+            continue
+        is_active = state.phase not in {"finished", "stopped"}
+        if is_active and state.settings is not None and state.settings.rounds.min_nodes < MIN_PRIVATE_NODES:
+            small[state.run] = state.settings.rounds.min_nodes
+    if not small:
+        return Finding(check="cohort", verdict="ok", found=f"no run begins rounds with fewer than {MIN_PRIVATE_NODES} nodes")
+    found = ", ".join(f"run {run} begins rounds with {number}" for run, number in sorted(small.items()))
+    advice = f"set rounds.min_nodes to {MIN_PRIVATE_NODES}: with fewer, one node can work out another's update, and no median tells a liar"
+    return Finding(check="cohort", verdict="warning", found=found, advice=advice)
 
 
 def _data(name: str, environment: CommandEnvironment) -> Finding:

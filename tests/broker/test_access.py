@@ -29,9 +29,13 @@ def written_by_aggregator(run: str) -> list[str]:
         str(topics.PlanTopic(run, 1)),
         str(topics.GlobalChunkTopic(run, 1, 0)),
         str(topics.GlobalManifestTopic(run, 1)),
-        str(topics.ResultTopic(run, 1)),
         str(topics.AckTopic(run, 1, NODE)),
     ]
+
+
+def written_for_operators(run: str) -> list[str]:
+    """What the aggregator writes and no node reads: every node's figures, and the operator's wishes."""
+    return [str(topics.ResultTopic(run, 1)), str(topics.ControlTopic(run))]
 
 
 @pytest.mark.parametrize(
@@ -66,6 +70,7 @@ def test_a_node_can_write_nothing_else(mosquitto: PrivateBroker, run_name: str) 
     foreign = [
         *written_by(run_name, OTHER),
         *written_by_aggregator(run_name),
+        *written_for_operators(run_name),
         *written_by(run_name, "aggregator"),
         f"fedmq/v1/{run_name}/nodes/{NODE}/status/deeper",
         f"fedmq/v1/{run_name}/nodes/{NODE}",
@@ -93,11 +98,14 @@ def test_a_node_reads_what_the_aggregator_tells_it(mosquitto: PrivateBroker, run
         assert node.receive_until(told[-1]) == dict.fromkeys(told, b"told")
 
 
-@pytest.mark.parametrize("everything", ["#", "fedmq/v1/+/rounds/+/updates/+/#", "fedmq/v1/+/nodes/+/status", "fedmq/v1/+/metrics/+"])
+@pytest.mark.parametrize(
+    "everything",
+    ["#", "fedmq/v1/+/rounds/+/updates/+/#", "fedmq/v1/+/nodes/+/status", "fedmq/v1/+/metrics/+", "fedmq/v1/+/rounds/+/result"],
+)
 def test_a_node_cannot_read_others(mosquitto: PrivateBroker, run_name: str, everything: str) -> None:
     """Retained messages arrive in the order of subscriptions, so a wanted one that came last shows what came before."""
-    hidden = [*written_by(run_name, OTHER), str(topics.AckTopic(run_name, 1, OTHER))]
-    marker = str(topics.ResultTopic(run_name, 2))
+    hidden = [*written_by(run_name, OTHER), str(topics.AckTopic(run_name, 1, OTHER)), *written_for_operators(run_name)]
+    marker = str(topics.PlanTopic(run_name, 2))
     with connected(mosquitto, "aggregator") as aggregator, connected(mosquitto, NODE) as node:
         for topic in hidden:
             assert aggregator.publish(topic, b"secret")
@@ -121,7 +129,7 @@ def test_the_brokers_own_figures_are_for_the_aggregator(mosquitto: PrivateBroker
 
 def test_the_observer_reads_a_run_whole_and_writes_nothing(mosquitto: PrivateBroker, run_name: str) -> None:
     """Also not as a node named `observer`, which the patterns for nodes would otherwise let it be."""
-    topics_of_run = [*written_by_aggregator(run_name), *written_by(run_name, NODE)]
+    topics_of_run = [*written_by_aggregator(run_name), *written_for_operators(run_name), *written_by(run_name, NODE)]
     with connected(mosquitto, "aggregator") as aggregator, connected(mosquitto, "observer") as observer:
         forged = [*topics_of_run, *written_by(run_name, "observer")]
         assert [topic for topic in forged if observer.publish(topic, b"forged")] == []

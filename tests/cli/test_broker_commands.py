@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from federation.messages import NodeStatus
+from federation.messages import NodeStatus, RunState
+from federation.settings import parse_settings
 from federation.topics import StatusTopic
 from fedmq.private_broker import PrivateBroker
 from tests.broker.client import connected
@@ -105,6 +106,21 @@ def test_doctor_finds_a_broker_good(mosquitto: PrivateBroker, tmp_path: Path) ->
 
 
 @pytest.mark.mosquitto
+def test_doctor_warns_of_a_run_of_two_nodes(mosquitto: PrivateBroker, run_name: str, tmp_path: Path) -> None:
+    settings = parse_settings({"run": run_name, "rounds": {"min_nodes": 2}})
+    state = RunState(
+        run=run_name, phase="training", round_number=1, num_rounds=2, epoch=1, strategy="fedavg", model=settings.model, settings=settings
+    )
+    topic = f"fedmq/v1/{run_name}/state"
+    with connected(mosquitto, "aggregator") as aggregator:
+        assert aggregator.publish(topic, state.to_payload())
+        outcome = fedmq("doctor", "--json", **login(mosquitto, "observer", tmp_path))
+        assert aggregator.publish(topic, b"")
+    (found,) = [entry for entry in outcome.json if entry["check"] == "cohort"]
+    assert found["verdict"] == "warning"
+    assert f"run {run_name} begins rounds with 2" in found["found"]
+
+
 def test_doctor_warns_of_tiny_packets(tiny_broker: dict[str, str]) -> None:
     found = finding(fedmq("doctor", "--json", **tiny_broker), "broker")
     assert found["verdict"] == "warning"
