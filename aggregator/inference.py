@@ -10,8 +10,9 @@ from federation.errors import FedMQError
 from federation.images import ImageSet
 from federation.inference.card import ModelCard
 from federation.inference.figures import failure_point
+from federation.inference.last_good import LastGood
 from federation.inference.model_file import replace_file
-from federation.inference.trial import Trial
+from federation.inference.trial import Candidate, Trial
 from federation.messages import MetricPoint
 from federation.params import Params
 from federation.settings import ModelSettings
@@ -52,6 +53,7 @@ class OnnxEvaluator:
         self._class_names = class_names
         self._image_shape = test.image_shape
         self._folder = folder
+        self._last_good = LastGood(folder) if folder is not None else None
         self._time_ns = time_ns
         self._batch_sizes: dict[ModelSettings, int] = {}
         self._trial = Trial(
@@ -81,8 +83,7 @@ class OnnxEvaluator:
             if not result.parity.holds:
                 logger.error("round=%d onnx=differs_from_pytorch detail=%r", round_number, result.parity.describe())
             exact = result.candidates[0]
-            if self._folder is not None:
-                replace_file(self._folder / MODEL_FILE, exact.serialised)
+            kept = self._put_to_use(run, round_number, exact)
         except FedMQError as error:
             logger.error("round=%d onnx=failed reason=%r", round_number, str(error))  # noqa: TRY400 - the sentence says it all
             return [failure_point("onnx", error, self._time_ns())]
@@ -91,7 +92,29 @@ class OnnxEvaluator:
             return [failure_point("onnx", error, self._time_ns())]
         time_ns = self._time_ns()
         points = [result.torch.to_point(time_ns, is_current=False)]
-        points += [candidate.figures.to_point(time_ns, is_current=candidate is exact) for candidate in result.candidates]
+        points += [
+            candidate.figures.to_point(time_ns, is_current=candidate is exact and not kept, is_kept_out=bool(kept))
+            for candidate in result.candidates
+        ]
         if result.int8_error is not None:
             points.append(failure_point("onnx-int8", result.int8_error, time_ns))
         return points
+
+    def _put_to_use(self, run: str, round_number: int, exact: Candidate) -> str:
+        """Store a model as the run's, unless the one before is far better on the test set; return why not, or nothing."""
+        if self._folder is None or self._last_good is None:
+            return ""
+        figures = exact.figures
+        kept = self._last_good.judge(
+            run=run,
+            round_number=round_number,
+            accuracy=figures.accuracy,
+            num_images=int(figures.fields["num_images"]),
+            has_model=(self._folder / MODEL_FILE).exists(),
+        )
+        if kept:
+            logger.warning("round=%d onnx=kept reason=%r", round_number, kept)
+        else:
+            replace_file(self._folder / MODEL_FILE, exact.serialised)
+        self._last_good.save()
+        return kept

@@ -14,6 +14,7 @@ from federation.errors import FedMQError
 from federation.images import ImageSet
 from federation.inference.card import ModelCard
 from federation.inference.figures import EngineFigures, failure_point
+from federation.inference.last_good import LastGood
 from federation.inference.model_file import replace_file
 from federation.inference.trial import Candidate, Trial, TrialResult
 from federation.messages import MetricPoint
@@ -74,6 +75,7 @@ class OnnxDeployer:
         self._num_threads = num_threads
         self._time_ns = time_ns
         self._accuracy_budget = accuracy_budget
+        self._last_good = LastGood(folder)
         images = validation if validation is not None and len(validation) > 0 else None
         self._image_shape = calibration.image_shape
         self._trial = Trial(
@@ -114,11 +116,25 @@ class OnnxDeployer:
         if not result.parity.holds:
             logger.error("round=%d onnx=differs_from_pytorch detail=%r", round_number, result.parity.describe())
         chosen, reason = choose_candidate(result.candidates, self._accuracy_budget)
-        replace_file(self._folder / CURRENT_MODEL, chosen.serialised)
-        logger.info("round=%d onnx=deployed engine=%s reason=%r %s", round_number, chosen.figures.engine, reason, _summary(result))
+        kept = self._last_good.judge(
+            run=run,
+            round_number=round_number,
+            accuracy=chosen.figures.accuracy,
+            num_images=int(chosen.figures.fields["num_images"]),
+            has_model=(self._folder / CURRENT_MODEL).exists(),
+        )
+        if kept:
+            logger.warning("round=%d onnx=kept reason=%r", round_number, kept)
+        else:
+            replace_file(self._folder / CURRENT_MODEL, chosen.serialised)
+            logger.info("round=%d onnx=deployed engine=%s reason=%r %s", round_number, chosen.figures.engine, reason, _summary(result))
+        self._last_good.save()
         time_ns = self._time_ns()
         points = [result.torch.to_point(time_ns, is_current=False)]
-        points += [candidate.figures.to_point(time_ns, is_current=candidate is chosen) for candidate in result.candidates]
+        points += [
+            candidate.figures.to_point(time_ns, is_current=candidate is chosen and not kept, is_kept_out=bool(kept))
+            for candidate in result.candidates
+        ]
         if result.int8_error is not None:
             logger.warning("round=%d onnx-int8=failed reason=%r", round_number, str(result.int8_error))
             points.append(failure_point("onnx-int8", result.int8_error, time_ns))

@@ -25,6 +25,7 @@ import waitress
 from edge_node.config import parse_address
 from federation.errors import DataError, ModelFileError, SettingsError
 from federation.inference.classifier import Classifier, load_classifier
+from federation.inference.last_good import kept_reason
 from federation.inference.pictures import decode_picture
 
 logger = logging.getLogger("prediction_server")
@@ -64,6 +65,11 @@ class CurrentModel:
         self._lock = threading.Lock()
         self._seen: tuple[int, int, int] | None = None
         self._classifier: Classifier | None = None
+
+    @property
+    def notice(self) -> str:
+        """Why the model in use is not the newest, as a sentence; empty where it is."""
+        return kept_reason(self._path.parent)
 
     def get(self) -> Classifier | None:
         """Return the newest model that can be used; None when there has been none yet."""
@@ -132,7 +138,10 @@ class PredictionApp:
 
     def _describe(self, _environ: dict[str, Any]) -> tuple[HTTPStatus, dict[str, Any]]:
         classifier = self._model.get()
-        return _no_model() if classifier is None else (HTTPStatus.OK, classifier.card.model_dump(mode="json"))
+        if classifier is None:
+            return _no_model()
+        notice = self._model.notice
+        return HTTPStatus.OK, classifier.card.model_dump(mode="json") | ({"notice": notice} if notice else {})
 
     def _predict(self, environ: dict[str, Any]) -> tuple[HTTPStatus, dict[str, Any]]:
         classifier = self._model.get()
@@ -153,7 +162,7 @@ class PredictionApp:
         predictions = classifier.classify(picture.pixels[None], top=int(top))[0]
         return HTTPStatus.OK, {
             "predictions": [asdict(prediction) for prediction in predictions],
-            "notices": list(picture.notices),
+            "notices": [*picture.notices, *([notice] if (notice := self._model.notice) else [])],
             "model": {"run": classifier.card.run, "round_number": classifier.card.round_number, "precision": classifier.card.precision},
         }
 

@@ -204,6 +204,7 @@ _INFERENCE = Measurement(
         _float("f1_weighted", "share", "there"),
         _float("auc", "share", "there"),
         _integer("is_current", "0/1", "the device serves this engine's model"),
+        _integer("is_kept_out", "0/1", "1: an older round's model stays in use, for this one is far worse on these images"),
         _integer("failed", "0/1", "there is no such engine this round; the tag `reason` says why"),
     ),
 )

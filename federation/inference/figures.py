@@ -70,9 +70,15 @@ class EngineFigures:
     """On the images measured on; None where they are not for judging by."""
     fields: Mapping[str, float | int]
 
-    def to_point(self, time_ns: int, *, is_current: bool) -> MetricPoint:
-        """Return the metric point; `is_current`: the device uses this engine's model."""
-        fields = {**self.fields, "is_current": int(is_current)}
+    def to_point(self, time_ns: int, *, is_current: bool, is_kept_out: bool = False) -> MetricPoint:
+        """Return the metric point.
+
+        Args:
+            time_ns: when it was measured, in nanoseconds since 1970.
+            is_current: the device uses this engine's model.
+            is_kept_out: it does not, for an older round's model is far better on the device's own images.
+        """
+        fields = {**self.fields, "is_current": int(is_current), **({"is_kept_out": 1} if is_kept_out else {})}
         return MetricPoint(measurement="inference", time_ns=time_ns, tags={"engine": self.engine}, fields=fields)
 
 

@@ -15,12 +15,14 @@ import torch
 from torch import nn
 
 from edge_node.inference import ACCURACY_BUDGET, OnnxDeployer, choose_candidate
+from edge_node.prediction_server import CurrentModel
 from federation import models
 from federation.codec import digest
 from federation.evaluation import evaluate
 from federation.images import ImageSet
 from federation.inference.classifier import load_classifier
 from federation.inference.figures import EngineFigures
+from federation.inference.last_good import kept_reason
 from federation.inference.trial import Candidate
 from federation.messages import MetricPoint
 from federation.metrics import make_point
@@ -68,6 +70,30 @@ def test_a_deployed_model_is_the_round_s_and_predicts_as_pytorch_evaluates(tmp_p
     assert (card.run, card.round_number, card.weights_digest) == ("test", 3, digest(digits_params()))
     (current,) = [engine for engine, point in points.items() if point.fields["is_current"]]
     assert card.precision == {"onnx": "float32", "onnx-int8": "int8"}[current]
+
+
+def spoilt(params: Params) -> Params:
+    """Return a model that guesses: every weight is a large number of no meaning."""
+    generator = np.random.default_rng(1)
+    return {name: (100 * generator.normal(size=params[name].shape)).astype(np.float32) for name in params}
+
+
+def test_a_spoilt_model_never_takes_the_place_of_a_good_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    node = deployer(tmp_path, validation=digits().test, with_int8=False)
+    deploy(node, digits_params(), round_number=2)
+    points = deploy(node, spoilt(digits_params()), round_number=3)
+    assert (points["onnx"].fields["is_current"], points["onnx"].fields["is_kept_out"]) == (0, 1)
+    assert "onnx=kept" in caplog.text
+    assert load_classifier(tmp_path / "current.onnx", num_threads=1).card.round_number == 2
+    # A new process knows it, too, and says it to whoever asks.
+    again = deployer(tmp_path, validation=digits().test, with_int8=False)
+    deploy(again, spoilt(digits_params()), round_number=4)
+    assert load_classifier(tmp_path / "current.onnx", num_threads=1).card.round_number == 2
+    assert "the model of round 2 stays in use" in kept_reason(tmp_path)
+    assert "stays in use" in CurrentModel(tmp_path / "current.onnx", num_threads=1).notice
+    deploy(again, digits_params(), round_number=5)
+    assert load_classifier(tmp_path / "current.onnx", num_threads=1).card.round_number == 5
+    assert kept_reason(tmp_path) == ""
 
 
 def test_every_round_replaces_the_model_and_exports_only_once(tmp_path: Path) -> None:
