@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 from typing import Annotated, Literal, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from federation.errors import MessageError, RejectReason
+from federation.plain_text import printable
 from federation.settings import ClassNames, ModelSettings, Name, ProtectionSettings, RunSettings, StrategySettings, TrainingSettings
 
 MAX_MESSAGE_BYTES = 2 << 20
@@ -29,7 +30,8 @@ Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Signature = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{128})?$")]
 """Ed25519, lower-case hexadecimal; empty where this site does not sign."""
 
-Text = Annotated[str, StringConstraints(max_length=500)]
+Text = Annotated[str, StringConstraints(max_length=500), AfterValidator(printable)]
+"""A sentence, for logs, tables and pages: without line breaks and terminal controls, whoever wrote it."""
 Count = Annotated[int, Field(ge=0, le=2**53)]
 RoundNumber = Annotated[int, Field(ge=1, le=10**9)]
 Number = Annotated[float, Field(allow_inf_nan=False)]

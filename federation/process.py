@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from federation.clock import Clock
 from federation.ending import Ending
+from federation.plain_text import LineFormatter
 
 logger = logging.getLogger(__name__)
 
@@ -154,6 +155,6 @@ class Process:
 
 def set_up_logging(level: str) -> None:
     """Log to stdout, one key=value line each."""
-    logging.basicConfig(
-        level=level, stream=sys.stdout, format="%(asctime)s level=%(levelname)s logger=%(name)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S%z"
-    )
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(LineFormatter("%(asctime)s level=%(levelname)s logger=%(name)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S%z"))
+    logging.basicConfig(level=level, handlers=[handler])

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from federation.errors import FedMQError, SettingsError
+from federation.plain_text import printable
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -40,7 +41,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     for column in columns:
         table.add_column(column, justify="left" if column == columns[0] else "right", overflow="fold")
     for row in rows:
-        table.add_row(*("" if cell is None else str(cell) for cell in row))
+        table.add_row(*("" if cell is None else printable(str(cell)) for cell in row))
     out.print(table)
 
 

@@ -16,7 +16,7 @@ from federation.errors import SettingsError
 from federation.settings import Name, describe_validation_error
 from fedmq import certificates
 from fedmq.certificates import Issued
-from fedmq.site import AGGREGATOR, DEMO_NODES, IMAGE_VERSION, RESERVED_NAMES, Site, make_folder, write_private
+from fedmq.site import AGGREGATOR, DEMO_NODES, IMAGE_VERSION, Site, is_reserved, make_folder, write_private
 
 PI_COMPOSE_NAME = "docker-compose.pi.yml"
 SERVE_COMPOSE_NAME = "docker-compose.serve.yml"
@@ -150,7 +150,7 @@ def _check_name(name: str) -> None:
         _NAME.validate_python(name)
     except ValidationError:
         raise SettingsError(f"node name {name!r}: use 1 to 63 of a-z, 0-9, '-' and '_', and begin with a letter or digit") from None
-    if name in RESERVED_NAMES:
+    if is_reserved(name):
         raise SettingsError(f"node name {name!r} is the broker's name for another user: choose another")
 
 

@@ -23,13 +23,18 @@ code { font-size: .9em; overflow-wrap: anywhere; }
 """
 
 
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+"""A page of figures and text: it runs nothing and fetches nothing, whatever names of runs and classes say."""
+
 LONG_CHARACTERS = 30
 """A cell's text is broken into lines when it is longer: names of classes, never figures."""
 
 
 def page(title: str, sections: Sequence[str]) -> str:
     """Return a whole HTML document."""
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title><style>{STYLE}</style>'
+    policy = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+    head = f'<meta charset="utf-8">{policy}<meta name="viewport" content="width=device-width">'
+    head += f"<title>{escape(title)}</title><style>{STYLE}</style>"
     body = "\n".join(sections)
     return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>\n<h1>{escape(title)}</h1>\n{body}\n</body></html>\n'
 

@@ -39,8 +39,21 @@ OBSERVER = "observer"
 DATA_FOLDER = "data"
 """Beside `.env`: where Compose looks for data sets by name, unless `.env` says otherwise."""
 
-RESERVED_NAMES = frozenset({AGGREGATOR, OBSERVER})
-"""Users of `broker/acl` that are no nodes: a node certificate with such a CN would have their rights."""
+RESERVED_NAMES = frozenset({AGGREGATOR, OBSERVER, "guard", "health", "broker", "server", "operator", "watch"})
+"""Users of `broker/acl` that are no nodes, whose rights a node's certificate with such a CN would have; and the client identifiers of
+the server's own, which the broker would take away from them: a node's identifier is its CN."""
+
+RESERVED_ENDINGS = ("-aggregator", "-telemetry", "-finder")
+"""Of the identifiers under which a run's processes connect."""
+
+RESERVED_BEGINNINGS = ("observer-", "operator-", "watch-", "revoke-")
+"""Of those under which commands connect."""
+
+
+def is_reserved(name: str) -> bool:
+    """Return whether a name is, or could be, another client's on the broker."""
+    return name in RESERVED_NAMES or name.endswith(RESERVED_ENDINGS) or name.startswith(RESERVED_BEGINNINGS)
+
 
 DEMO_NODES = ("demo-pi5-8gb", "demo-pi5-4gb", "demo-pi4b-2gb")
 """The thesis's three devices, as `--profile demo` of docker-compose.yml runs them."""

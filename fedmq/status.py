@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from federation import topics
@@ -9,9 +10,13 @@ from federation.broker_address import BrokerAddress
 from federation.condition import condition_of_node, condition_of_run
 from federation.errors import RemoteProtocolError
 from federation.messages import NodeStatus, RejectionReport, RunState, parse
+from fedmq import console
 from fedmq.console import JsonOption, print_json, print_table, sentences
 from fedmq.observer import read_retained
 from fedmq.options import HostOption, PasswordOption, PortOption, UserOption, command_environment
+
+MAX_ELSEWHERE = 5
+"""Statuses shown of one node in runs that the broker does not hold: it may wait for its aggregator. More are somebody's invention."""
 
 REJECTIONS_TITLE = "messages that could not be used"
 
@@ -32,18 +37,29 @@ def status(
             [topics.state_filter_of_all_runs(), topics.status_filter("+"), topics.rejections_filter_of_all_runs()],
         )
     states, nodes = describe(messages)
+    nodes, left_out = in_known_runs(states, nodes)
     rejections = describe_rejections(messages)
     if as_json:
-        print_json({"runs": states, "nodes": nodes, "rejections": rejections})
+        print_json({"runs": states, "nodes": nodes, "statuses_left_out": left_out, "rejections": rejections})
         return
     rows = [(s["run"], s["state"], f"{s['round_number']}/{s['num_rounds']}", s["strategy"], s["reason"]) for s in states]
     print_table("runs", ("run", "state", "round", "strategy", "reason"), rows)
     facts = [(n["run"], n["node"], n["state"], n["num_examples"], n["num_cores"], n["problem"]) for n in nodes]
     print_table("nodes", ("run", "node", "state", "examples", "cores", "problem"), facts)
+    for node, count in left_out.items():
+        console.err.print(f"left out: {count} statuses of {node} in runs that this broker does not hold", markup=False)
     if rejections:
         # A sender's own words: shown as Python writes them, so that they can't draw on the terminal.
         refused = [(r["run"], r["node"], r["reason"], r["count"], ascii(r["topic"]), ascii(r["detail"])) for r in rejections]
         print_table(REJECTIONS_TITLE, ("run", "node", "reason", "messages", "newest topic", "newest detail"), refused)
+
+
+def in_known_runs(states: list[dict[str, Any]], nodes: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """Return the statuses to show, and by node how many were left out: a node may write one in any run it can think of."""
+    known = {state["run"] for state in states}
+    elsewhere = Counter(node["node"] for node in nodes if node["run"] not in known)
+    left_out = {node: count for node, count in sorted(elsewhere.items()) if count > MAX_ELSEWHERE}
+    return [node for node in nodes if node["run"] in known or node["node"] not in left_out], left_out
 
 
 def describe_rejections(messages: dict[str, bytes]) -> list[dict[str, Any]]:

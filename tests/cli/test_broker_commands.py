@@ -168,6 +168,26 @@ def test_status_refused_is_one_sentence(mosquitto: PrivateBroker, tmp_path: Path
     assert len(outcome.stderr.splitlines()) == 1
 
 
+def test_status_sums_up_what_a_node_says_in_runs_it_has_invented(own_mosquitto: PrivateBroker, tmp_path: Path) -> None:
+    """6,000 of them took it 17 s and 6,021 lines."""
+    status = NodeStatus(node="node-1", online=True, instance="i", num_examples=12, problem="line one\n\x1b[31mline two")
+    with connected(own_mosquitto, "node-1") as client:
+        for index in range(500):
+            assert client.publish(str(StatusTopic(f"invented-{index}", "node-1")), status.to_payload())
+    with connected(own_mosquitto, "node-2") as client:
+        waiting = NodeStatus(node="node-2", online=True, instance="i", num_examples=12, problem="waits\n\x1b[31mforged")
+        assert client.publish(str(StatusTopic("ward", "node-2")), waiting.to_payload())
+    variables = login(own_mosquitto, "observer", tmp_path)
+    outcome = fedmq("status", **variables)
+    assert "left out: 500 statuses of node-1" in outcome.stderr
+    assert "node-2" in outcome.stdout
+    assert "\x1b" not in outcome.stdout
+    assert len(outcome.stdout.splitlines()) < 30
+    shown = fedmq("status", "--json", **variables).json
+    assert shown["statuses_left_out"] == {"node-1": 500}
+    assert [node["node"] for node in shown["nodes"]] == ["node-2"]
+
+
 def test_status_shows_nodes_and_passes_over_nonsense(own_mosquitto: PrivateBroker, tmp_path: Path) -> None:
     with connected(own_mosquitto, "node-1") as client:
         status = NodeStatus(node="node-1", online=True, instance="i", num_examples=12, problem="no disk")

@@ -97,7 +97,28 @@ def test_certificates_are_of_the_kind_promised(site: Site, tmp_path: Path) -> No
     assert private.public_key() == trusted
 
 
-@pytest.mark.parametrize("name", ["aggregator", "observer", "Pi", "a/b", "a+", "#", "", "x" * 64, "../up", "a b", "$SYS"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "aggregator",
+        "observer",
+        "guard",
+        "health",
+        "ward-telemetry",
+        "ward-aggregator",
+        "pi-1-finder",
+        "watch-1",
+        "Pi",
+        "a/b",
+        "a+",
+        "#",
+        "",
+        "x" * 64,
+        "../up",
+        "a b",
+        "$SYS",
+    ],
+)
 def test_names_that_would_be_someone_else_are_refused(site: Site, name: str) -> None:
     with pytest.raises(SettingsError, match="node name"):
         add_node(site, name, now=NOW)

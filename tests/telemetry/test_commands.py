@@ -11,13 +11,16 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from federation.messages import NodeStatus, RunState
+from fedmq import report_page
 from fedmq.cli import app
 from fedmq.private_broker import PrivateBroker
+from fedmq.report_figures import to_svg
 from fedmq.watch_state import WatchState, sparkline
 from tests.broker.client import connected
 from tests.requirements import require
@@ -120,6 +123,16 @@ def test_the_report_is_one_file_with_the_runs_figures(measured: MeasuredRun, tmp
         assert heading in words
     assert text.count("<svg") >= 6
     assert str(measured.out_dir) not in text
+
+
+def test_the_report_escapes_names_in_attributes_and_runs_nothing() -> None:
+    figure = Figure(figsize=(1, 1))
+    drawn = to_svg(figure, label='"><script>alert(1)</script>')
+    assert "<script>" not in drawn
+    assert 'aria-label="&quot;&gt;&lt;script&gt;' in drawn
+    assert "Content-Security-Policy" in report_page.page("<b>run</b>", [])
+    assert "default-src 'none'" in report_page.page("run", [])
+    assert "<b>" not in report_page.page("<b>run</b>", [])
 
 
 def test_reports_of_several_runs_stand_side_by_side(measured: MeasuredRun, tmp_path: Path) -> None:
