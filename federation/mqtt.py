@@ -20,7 +20,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from federation.broker_address import IDENTITY_TAKEN, REFUSALS, SESSION_TAKEN_OVER, BrokerAddress, TlsFiles
-from federation.mqtt_client import LastError, connect, make_client, say_goodbye
+from federation.mqtt_client import LastError, connect, make_client, say_goodbye, unfitness_of
 from federation.mqtt_session import Session
 from federation.network_pause import BackOff, Deadline, LinkSelector, WakeUp
 from federation.outbox import Outbox, Publish, Window
@@ -265,11 +265,14 @@ class MqttTransport:
             if reason.value in REFUSALS:
                 self._refuse(REFUSALS[reason.value])
             return
+        if (unfitness := unfitness_of(properties)) is not None:
+            self._refuse(unfitness)
+            return
+        self._window.largest = min(self._largest_window, getattr(properties, "ReceiveMaximum", self._largest_window))
         self._is_connected = True
         self._connection += 1
         session_present = self._session.open(session_present=flags.session_present)
         self._back_off.reset()
-        self._window.largest = min(self._largest_window, getattr(properties, "ReceiveMaximum", self._largest_window))
         self._max_packet_bytes = getattr(properties, "MaximumPacketSize", None)
         logger.info("event=connected client_id=%s broker=%r session_present=%s", self._client_id, self._address, session_present)
         self._emit(Connected(session_present=session_present, max_packet_bytes=self._max_packet_bytes))

@@ -55,6 +55,41 @@ def _variable_byte_integer(packet: bytes | bytearray, start: int) -> tuple[int, 
     return 0, start
 
 
+MAX_STATED_PACKET_BYTES = 268_435_455
+"""Largest Maximum Packet Size that paho 2.2.0 reads; MQTT 5 (section 3.2.2.3.6) allows any four-byte number, and brokers without a
+limit of their own state such ones. No packet can be larger than this anyway (section 2.1.4)."""
+
+
+def _read_any_packet_size() -> None:
+    """Have paho read a Maximum Packet Size above its own bound as that bound; it calls such a CONNACK malformed, for ever."""
+    set_property = Properties.__setattr__
+
+    def set_bounded(properties: Properties, name: str, value: Any) -> None:
+        is_above = name.replace(" ", "") == "MaximumPacketSize" and value > MAX_STATED_PACKET_BYTES
+        set_property(properties, name, MAX_STATED_PACKET_BYTES if is_above else value)  # type: ignore[no-untyped-call]
+
+    Properties.__setattr__ = set_bounded  # type: ignore[method-assign]
+
+
+_read_any_packet_size()
+
+
+def unfitness_of(properties: Properties | None) -> str | None:
+    """Return why a broker can't carry FedMQ, by what its CONNACK says of it (MQTT 5, section 3.2.2.3); None where it can.
+
+    What it does not state it has.
+    """
+    if getattr(properties, "RetainAvailable", 1) == 0:
+        return (
+            "the broker keeps no retained messages (Retain Available 0), and rounds are made of them: turn them on, or use another broker"
+        )
+    if getattr(properties, "MaximumQoS", 2) == 0:
+        return "the broker acknowledges nothing (Maximum QoS 0): FedMQ needs QoS 1, turn it on or use another broker"
+    if getattr(properties, "WildcardSubscriptionAvailable", 1) == 0:
+        return "the broker takes no topic filters with wildcards (Wildcard Subscription Available 0): turn them on, or use another broker"
+    return None
+
+
 def make_client(address: BrokerAddress, *, client_id: str, will: Will | None, manual_ack: bool = False) -> LeanClient:
     """Return a client that is not connected yet and has no callbacks.
 

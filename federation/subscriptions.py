@@ -12,27 +12,42 @@ NUM_REMEMBERED_MARKS = 32
 """Connections back: a broker that was killed comes back with an older snapshot, and in it an older mark."""
 
 
+BROKERS_OWN = "$SYS/"
+"""What a broker tells of itself under topics that no standard names (MQTT 5, section 4.7.2): some have others, some cut the link
+of whoever asks for them."""
+
+MAX_ASKED = 3
+"""How often the broker's own topics are asked for when the link breaks before an answer comes."""
+
+
 class Subscriptions:
-    """Wishes in order: the last word about a filter counts. `ask` may be called from any thread."""
+    """Wishes in order: the last word about a filter counts. `ask` may be called from any thread.
+
+    The broker's own topics (`$SYS/`) go in packets of their own after all others, and are done without where asking for them ends the link.
+    """
 
     def __init__(self) -> None:
         self._lock = Lock()
         self._asked: dict[str, bool] = {}
         self._unconfirmed: dict[int, dict[str, bool]] = {}
         self._held: dict[str, None] = {}
+        self._num_unanswered: dict[str, int] = {}
 
     def ask(self, filters: Sequence[str], *, wanted: bool) -> None:
         """Ask to subscribe to filters, or to unsubscribe from them."""
         with self._lock:
             for topic_filter in filters:
                 self._asked.pop(topic_filter, None)
-                self._asked[topic_filter] = wanted
+                if self._num_unanswered.get(topic_filter, 0) < MAX_ASKED:
+                    self._asked[topic_filter] = wanted
 
     def take(self) -> list[tuple[bool, list[str]]]:
         """Return what to send now, in order, grouped by kind."""
         with self._lock:
             asked, self._asked = self._asked, {}
-        return [(wanted, [name for name, _ in group]) for wanted, group in groupby(asked.items(), key=lambda item: item[1])]
+        ordered = sorted(asked.items(), key=lambda item: item[0].startswith(BROKERS_OWN))
+        grouped = groupby(ordered, key=lambda item: (item[1], item[0].startswith(BROKERS_OWN)))
+        return [(wanted, [name for name, _ in group]) for (wanted, _), group in grouped]
 
     def sent(self, packet_id: int | None, *, wanted: bool, filters: Sequence[str]) -> None:
         """Remember what a packet asked for until it is confirmed; None: it could not be sent."""
@@ -46,6 +61,7 @@ class Subscriptions:
         """Return the filters of a confirmed packet, in the order of its reason codes."""
         filters = self._unconfirmed.pop(packet_id, {})
         for topic_filter, wanted in filters.items():
+            self._num_unanswered.pop(topic_filter, None)
             if wanted:
                 self._held[topic_filter] = None
             else:
@@ -64,7 +80,11 @@ class Subscriptions:
         """Ask again for what no answer came to: the link is gone, and perhaps the packet."""
         with self._lock:
             for filters in reversed(list(self._unconfirmed.values())):
-                self._asked = filters | self._asked
+                for topic_filter in filters:
+                    if topic_filter.startswith(BROKERS_OWN):
+                        self._num_unanswered[topic_filter] = self._num_unanswered.get(topic_filter, 0) + 1
+                again = {name: wanted for name, wanted in filters.items() if self._num_unanswered.get(name, 0) < MAX_ASKED}
+                self._asked = again | self._asked
             self._unconfirmed.clear()
 
 

@@ -19,6 +19,7 @@ import psutil
 import tomli_w
 
 from fedmq.private_broker import PrivateBroker
+from tests.brokers.ejabberd import EjabberdBroker
 
 WAIT_SECONDS = 120.0
 """Every wait's end on a machine that others keep busy; a test that reaches it has failed."""
@@ -68,7 +69,7 @@ class Processes:
         self._started.append(process)
         return process
 
-    def start_node(self, broker: PrivateBroker, name: str, run: str, **variables: str) -> subprocess.Popen[bytes]:
+    def start_node(self, broker: PrivateBroker | EjabberdBroker, name: str, run: str, **variables: str) -> subprocess.Popen[bytes]:
         """Start an edge node that logs in under its own name; `variables` say which images it has."""
         password_file = self._folder / f"{name}.password"
         password_file.write_text(broker.passwords[name])
@@ -85,7 +86,7 @@ class Processes:
             **variables,
         )
 
-    def start_run(self, broker: PrivateBroker, run_file: Path, out: Path, *flags: str) -> subprocess.Popen[bytes]:
+    def start_run(self, broker: PrivateBroker | EjabberdBroker, run_file: Path, out: Path, *flags: str) -> subprocess.Popen[bytes]:
         """Start `fedmq run` against a broker."""
         password_file = self._folder / "aggregator.password"
         password_file.write_text(broker.passwords["aggregator"])
