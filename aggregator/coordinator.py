@@ -116,6 +116,7 @@ class Coordinator:
         self._published: list[RunState] = []
         self._check_at: float | None = None
         self._leave_at = 0.0
+        self._stay_until: float | None = None
         self._stop = Stop(reason="", failed=False)
         self._ended: Literal["finished", "stopped"] = "finished"
         self._attendance = Attendance(max_missed_rounds=settings.rounds.max_missed_rounds)
@@ -150,7 +151,8 @@ class Coordinator:
         round_at = self._round.wake_at if self.phase is Phase.COLLECTING and self._round is not None else None
         leave_at = self._leave_at if self.phase is Phase.LEAVING else None
         roll_at = self._attendance.ends_at if self.phase in {Phase.WAITING, Phase.LEAVING} else None
-        return min((time for time in (round_at, self._check_at, leave_at, roll_at) if time is not None), default=None)
+        times = (round_at, self._check_at, leave_at, self._stay_until, roll_at)
+        return min((time for time in times if time is not None), default=None)
 
     def expects(self, node: str, round_number: int) -> bool:
         """Return whether bytes of this node's update are still worth storing."""
@@ -346,7 +348,9 @@ class Coordinator:
         # What was retained before may be a ghost's; every node answers the state of a new epoch.
         self._attendance.begin_roll(now)
         if self._position.finished:
-            return [*self._end("the run had finished already", now, failed=False), CheckRounds()]
+            # Not before it is known what the broker has lost of the rounds: nobody else would put it back.
+            self._stay_until = now + CHECK_SECONDS
+            return [CheckRounds(), *self._end("the run had finished already", now, failed=False)]
         check: list[Effect] = [CheckRounds()] if self._is_resumed else []
         if (num_nodes := self._settings.rounds.min_nodes) < MIN_PRIVATE_NODES:
             text = f"rounds.min_nodes={num_nodes}: of fewer than {MIN_PRIVATE_NODES} nodes one can work out the other's update"
@@ -470,6 +474,9 @@ class Coordinator:
         if self.phase is not Phase.LEAVING:
             return []
         self._attendance.end_roll(now, self._roster.online())
+        if self._stay_until is not None and now < self._stay_until:
+            return []
+        self._stay_until = None
         if now < self._leave_at and self._roster.has_online:
             return []
         self.phase = Phase.ENDED

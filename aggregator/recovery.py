@@ -77,6 +77,11 @@ def recover(run: str, broker: BrokerRounds, *, state_dir: Path, out_dir: Path, t
     if store.load() is not None:
         raise CheckpointError(f"{store.folder} holds a checkpoint of this run: continue it with --resume, or move it away to recover")
     if not broker.round_numbers():
+        if state.result_digest is not None:
+            raise ArchiveError(
+                f"the broker has lost the finished rounds of {run!r}, although its state names one: only an aggregator that still has its "
+                "checkpoint and archive can publish them again (--resume)"
+            )
         raise ArchiveError(f"no round of {run!r} is finished, so nothing is lost: start it again with --resume")
     archive = Archive(out_dir / "rounds")
     retention = Retention(store.folder / "retained.json", budget_bytes=2**63)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -216,3 +217,35 @@ def test_what_is_archived_is_what_was_verified(tmp_path: Path) -> None:
     )
     assert (recovered.num_rounds, recovered.skipped) == (3, ())
     assert [record.result.round_number for record in Replay("pair", Archive(tmp_path / "out" / "rounds")).verify([1, 2, 3])] == [1, 2, 3]
+
+
+def test_recovered_run_records_its_rounds_under_the_times_they_had(tmp_path: Path) -> None:
+    """What a database holds of them is written over itself."""
+
+    def recorded(pair: FederationPair) -> list[str]:
+        lines = (pair.folder / "out" / "metrics.jsonl").read_text().splitlines()
+        return sorted(line for line in lines if json.loads(line)["measurement"] in {"round", "outcome", "class_accuracy", "confusion"})
+
+    pair = FederationPair(tmp_path, num_rounds=3)
+    pair.start()
+    pair.run(lambda: "fedmq/v1/pair/rounds/3/plan" in pair.broker.retained)
+    pair.kill("aggregator")
+    before = recorded(pair)
+    assert before
+    pair.now += 1000.0
+    recover_pair(pair)
+    pair.start_aggregator(is_resuming=True)
+    assert recorded(pair) == before
+    pair.run()
+    assert set(before) < set(recorded(pair))
+
+
+def test_broker_that_has_lost_its_rounds_is_not_said_to_have_lost_nothing(tmp_path: Path) -> None:
+    pair = FederationPair(tmp_path, num_rounds=2)
+    pair.start()
+    pair.run()
+    pair.kill("aggregator")
+    for topic in [topic for topic in pair.broker.retained if "/rounds/" in topic]:
+        del pair.broker._retained[topic]
+    with pytest.raises(ArchiveError, match="lost the finished rounds of 'pair'"):
+        recover_pair(pair)

@@ -105,6 +105,35 @@ def test_broker_that_lost_everything_gets_the_finished_rounds_back(tmp_path: Pat
     assert {topic for topic in pair.broker.retained if "/rounds/" in topic} == topics
 
 
+def test_broker_that_lost_a_finished_run_gets_its_rounds_back_when_the_run_is_resumed(tmp_path: Path) -> None:
+    pair = FederationPair(tmp_path, num_rounds=3)
+    pair.start()
+    pair.run()
+    topics = {topic for topic in pair.broker.retained if "/rounds/" in topic}
+    pair.kill("aggregator")
+    pair.broker.restart(persistence=False)
+    pair.start_aggregator(is_resuming=True)
+    pair.run()
+    assert pair.aggregator_service.stopped is not None
+    assert pair.aggregator_service.stopped.reason == "the run had finished already"
+    assert {topic for topic in pair.broker.retained if "/rounds/" in topic} == topics
+
+
+def test_finished_run_that_is_resumed_publishes_none_of_its_rounds_to_a_broker_that_has_them(tmp_path: Path) -> None:
+    pair = FederationPair(tmp_path, num_rounds=2)
+    pair.start()
+    pair.run()
+    pair.kill("aggregator")
+    marked = [topic for topic in pair.broker.retained if "/rounds/1/global/" in topic]
+    for topic in marked:
+        # Whoever publishes the round again would undo this mark.
+        pair.broker._retained[topic] += b"x"
+    pair.start_aggregator(is_resuming=True)
+    pair.run()
+    assert marked
+    assert all(pair.broker.retained[topic].endswith(b"x") for topic in marked)
+
+
 def test_sound_reconnection_publishes_nothing_again(tmp_path: Path) -> None:
     pair = FederationPair(tmp_path, num_rounds=2)
     pair.start()
