@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from federation.metric_schema import MEASUREMENTS
 
+HOURLY = "_hourly"
+"""How the names of the means of samples end."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatabaseAddress:
@@ -17,5 +20,6 @@ class DatabaseAddress:
     bucket: str = "fedmq"
 
     def bucket_of(self, measurement: str) -> str:
-        """Return the bucket of a measurement."""
-        return self.bucket if MEASUREMENTS[measurement].keep == "rounds" else f"{self.bucket}_samples"
+        """Return the bucket of a measurement; hourly means are kept with the rounds."""
+        is_kept = measurement.endswith(HOURLY) or MEASUREMENTS[measurement].keep == "rounds"
+        return self.bucket if is_kept else f"{self.bucket}_samples"

@@ -87,7 +87,7 @@ class Forwarder:
                 self._stopping.wait(GATHER_SECONDS)
                 continue
             try:
-                self.num_refused += self._database.write(points)
+                self.num_refused += sum(self._database.write(points).values())
             except DatabaseUnavailableError as error:
                 self._complain(str(error))
                 num_failures += 1

@@ -20,6 +20,9 @@ NUM_ROUNDS_FOR_ESTIMATE = 10
 MAX_NAMED_NODES = 3
 """Nodes a run waits for that are named; of more a tile shows only how many."""
 
+UNKNOWN = "–"
+"""What a page shows where nothing is known now."""
+
 LINK_MARGIN_MS = 1000
 """A link to an ended run shows a second more than the run: its last points are in view."""
 
@@ -98,7 +101,9 @@ def summary_fields(
         now_ms: the point's time, likewise.
         nodes: how many are online, and of how many; None where nobody knows.
     """
-    seconds_left = rounds.seconds_left(facts.num_rounds) if condition in {RunCondition.TRAINING, RunCondition.EVALUATING} else None
+    # The last value counts: what is not said anew would stand as if it were now.
+    seconds_left = rounds.seconds_left(facts.num_rounds) if condition in {RunCondition.TRAINING, RunCondition.EVALUATING} else 0.0
+    online = f"{nodes[0]} of {nodes[1]}" if nodes else None
     return {
         "state": int(condition),
         "seen_ms": now_ms,
@@ -114,7 +119,7 @@ def summary_fields(
         "rounds": f"{rounds.num_done} of {facts.num_rounds}",
         "nodes_online": nodes[0] if nodes else None,
         "num_nodes": nodes[1] if nodes else None,
-        "nodes": f"{nodes[0]} of {nodes[1]}" if nodes else None,
+        "nodes": UNKNOWN if condition.has_ended else online,
         "accuracy": rounds.accuracy,
         "f1_macro": rounds.f1_macro,
         "worst_accuracy": rounds.worst_accuracy,

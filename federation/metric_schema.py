@@ -72,13 +72,13 @@ _RUN_SUMMARY = Measurement(
         _text("rounds", "both: `5 of 12`"),
         _integer("nodes_online", "nodes", "connected"),
         _integer("num_nodes", "nodes", "known, or as many as a round needs"),
-        _text("nodes", "both: `3 of 3`"),
+        _text("nodes", "both: `3 of 3`; `–` at the end"),
         _float("accuracy", "share", "of the last global model on the whole test set"),
         _float("f1_macro", "share", "macro F1 there"),
         _float("worst_accuracy", "share", "recall of the worst class there"),
         _text("worst_class", "its label"),
         _float("seconds", "s", "length of the run so far"),
-        _float("seconds_left", "s", "rounds left times the median of the last ten; only while training or evaluating"),
+        _float("seconds_left", "s", "rounds left times the median of the last ten; 0 while it waits, is paused or has ended"),
     ),
 )
 _CLASS_ACCURACY = Measurement(

@@ -34,7 +34,7 @@ _TAG_VALUES: Mapping[str, re.Pattern[str]] = MappingProxyType(
         "reason": re.compile(r"[a-z_]{1,40}"),
         "name": re.compile(r"[A-Za-z0-9_.-]{1,64}"),
         # Number and name of a class; a quote or backslash would break the pages' JSON aliases.
-        "label": re.compile(r'[^"\\\x00-\x1f\x7f]{1,80}'),
+        "label": re.compile(r'[^"\\\x00-\x1f\x7f\ud800-\udfff]{1,80}'),
     }
 )
 

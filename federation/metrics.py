@@ -107,10 +107,12 @@ def parse_line(line: str | bytes) -> Point:
     try:
         value = json.loads(line)
         measurement, tags, fields, time_ns = (value[name] for name in ("measurement", "tags", "fields", "time_ns"))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise _invalid("not a line of metrics.jsonl") from None
     if not (isinstance(measurement, str) and isinstance(tags, dict) and isinstance(fields, dict) and type(time_ns) is int):
         raise _invalid("not a line of metrics.jsonl")
+    if not 0 <= time_ns <= MAX_INTEGER:
+        raise _invalid("a time that no database has")
     return make_point(measurement, tags, fields, time_ns)
 
 
@@ -128,7 +130,8 @@ def _checked(schema: Measurement, by_name: Mapping[str, MetricField], name: str,
         raise _invalid(f"{schema.name} has no field {name!r}")
     if field.kind == "text":
         if isinstance(value, str):
-            return value[:MAX_TEXT_CHARACTERS]
+            # Half of a surrogate pair, or what is cut to one, can't be written anywhere.
+            return value[:MAX_TEXT_CHARACTERS].encode("utf-8", "replace").decode()
     elif isinstance(value, (bool, int)):
         # Before anything is made of it: JSON's integers have no end, floats and their own texts have.
         if abs(value) <= MAX_INTEGER:

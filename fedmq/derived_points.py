@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,10 +48,10 @@ class _Run:
         match point.measurement:
             case "run_summary":
                 self.has_summary = True
-            case "round":
+            case "round" if "round_number" in point.fields:
                 self.rounds[int(point.fields["round_number"])] = point
                 self.num_rounds = max(self.num_rounds, int(point.fields.get("num_rounds", 0)), int(point.fields["round_number"]))
-            case "class_accuracy":
+            case "class_accuracy" if "value" in point.fields:
                 self.recalls[point.time_ns][int(point.tags["class"])] = float(point.fields["value"])
                 self.num_classes = max(self.num_classes, int(point.tags["class"]) + 1)
             case "local_class_accuracy":
@@ -61,7 +61,7 @@ class _Run:
                 self.matrix[point.time_ns, int(point.tags["class"])] = [int(point.fields[name]) for name in columns]
             case "event" if point.tags.get("kind") == "aggregator_started":
                 self.end = None  # it goes on after all
-            case "event" if point.tags.get("kind") == "run_ended" and (told := _ENDED.fullmatch(str(point.fields["text"]))):
+            case "event" if point.tags.get("kind") == "run_ended" and (told := _ENDED.fullmatch(str(point.fields.get("text")))):
                 self.end = (point.time_ns, *_end_of(told[1], told[2] or ""))
 
 
@@ -83,6 +83,11 @@ class History:
             if run is None:
                 run = self._runs[point.tags["run"]] = _Run(strategy=point.tags["strategy"], first_ns=point.time_ns)
             run.take(point)
+
+    @property
+    def runs(self) -> Collection[str]:
+        """The names of the runs."""
+        return self._runs.keys()
 
     def first_times(self) -> Mapping[str, int]:
         """Return run -> the time of its first point, for the runs recorded before there was a summary."""

@@ -6,16 +6,14 @@ import os
 import sys
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import typer
 
 from federation.environment import Environment, read_environment
 from federation.errors import DataError, FedMQError, SettingsError
 from federation.metric_schema import MEASUREMENTS, markdown_table
-from fedmq.console import JsonOption, err, out, print_json, print_table, sentences
-
-BATCH_POINTS = 4000
-"""About a megabyte: the size InfluxDB's manual recommends."""
+from fedmq.console import EXIT_FAILED, JsonOption, err, out, print_json, print_table, sentences
 
 metrics_app = typer.Typer(name="metrics", help="What is measured, and where it goes.", no_args_is_help=True)
 
@@ -33,54 +31,61 @@ class DatabaseEnvironment(Environment):
 def import_file(
     file: Annotated[Path, typer.Argument(help="metrics.jsonl, or the folder of a run.")],
     *,
-    url: Annotated[str | None, typer.Option(help="InfluxDB's address; default FEDMQ_INFLUX_URL.")] = None,
+    url: Annotated[str | None, typer.Option(help="InfluxDB's address, HOST:PORT; default FEDMQ_INFLUX_URL.")] = None,
     token_file: Annotated[Path | None, typer.Option(help="File of InfluxDB's token; default FEDMQ_INFLUX_TOKEN_FILE.")] = None,
     bucket: Annotated[str | None, typer.Option(help="Bucket; samples go to BUCKET_samples. Default FEDMQ_INFLUX_BUCKET or fedmq.")] = None,
     organisation: Annotated[str | None, typer.Option("--org", help="Organisation; default FEDMQ_INFLUX_ORG or fedmq.")] = None,
+    name: Annotated[str | None, typer.Option("--as", help="Name of the run there; default its own.")] = None,
+    keep_samples: Annotated[
+        bool, typer.Option("--keep-samples", help="Be content with the hourly means of samples that are older than the bucket keeps.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a run's points to InfluxDB, as if it had been there. Doing so again changes nothing."""
-    from aggregator.database import Database
+    """Write a run's points to InfluxDB, as if it had been there. Doing so again changes nothing.
+
+    Hourly means of its samples are written with them. Exit status 1: points were refused; their number and the reason are said.
+    """
     from aggregator.database_address import DatabaseAddress
-    from fedmq.run_data import read_points
+    from fedmq.journal_import import import_journal, is_kept_as_means
 
     with sentences():
         environment = read_environment(DatabaseEnvironment, os.environ)
-        address = url or environment.influx_url
+        stated = url or environment.influx_url
         token_path = token_file or environment.influx_token_file
-        if not address or not token_path:
+        if not stated or not token_path:
             raise SettingsError("say where the database is: --url and --token-file, or FEDMQ_INFLUX_URL and FEDMQ_INFLUX_TOKEN_FILE")
-        files = _files(file)
-        database = Database(
-            DatabaseAddress(
-                url=address,
-                token=_read_token(token_path),
-                organisation=organisation or environment.influx_org,
-                bucket=bucket or environment.influx_bucket,
-            )
+        address = DatabaseAddress(
+            url=complete_url(stated),
+            token=read_token(token_path),
+            organisation=organisation or environment.influx_org,
+            bucket=bucket or environment.influx_bucket,
         )
-        num_points = num_refused = 0
-        batch = []
-        try:
-            for point in read_points(files):
-                batch.append(point)
-                if len(batch) == BATCH_POINTS:
-                    num_refused += database.write(batch)
-                    num_points += len(batch)
-                    batch.clear()
-            num_refused += database.write(batch)
-            num_points += len(batch)
-        finally:
-            database.close()
-        num_lines = sum(_count_lines(path) for path in files)
-        if num_points == 0:
-            raise DataError(f"{file} holds no point of docs/metrics.md")
+        imported = import_journal(_files(file), address, name=None if name is None else _checked_name(name))
+    is_content = not imported.refused or (keep_samples and is_kept_as_means(imported))
     if as_json:
-        print_json({"written": num_points - num_refused, "refused": num_refused, "skipped_lines": num_lines - num_points})
-        return
-    out.print(f"wrote {num_points - num_refused} points to {address}", markup=False)
-    if num_refused or num_lines > num_points:
-        err.print(f"{num_refused} points refused by the database, {num_lines - num_points} lines that are no points", markup=False)
+        figures = {
+            "written": imported.num_written,
+            "refused": imported.refused.total(),
+            "reasons": dict(imported.refused),
+            "hourly_means": imported.num_hourly_means,
+            "skipped_lines": imported.num_skipped_lines,
+            "requests": imported.num_requests,
+            "renamed": imported.renamed,
+        }
+        print_json(figures)
+    else:
+        means = f", {imported.num_hourly_means} of them hourly means," if imported.num_hourly_means else ""
+        out.print(f"wrote {imported.num_written} points{means} to {address.url}", markup=False)
+        for old, new in imported.renamed.items():
+            out.print(f"run {old} is {new} there", markup=False)
+        for reason, count in imported.refused.items():
+            err.print(f"{count} points refused: {reason}", markup=False)
+        if imported.num_skipped_lines:
+            err.print(f"{imported.num_skipped_lines} lines are no points", markup=False)
+        if imported.refused and not is_content and is_kept_as_means(imported):
+            err.print("their hourly means are there; with --keep-samples that is enough", markup=False)
+    if not is_content:
+        raise typer.Exit(EXIT_FAILED)
 
 
 @metrics_app.command()
@@ -117,13 +122,37 @@ def _files(path: Path) -> list[Path]:
     return [path]
 
 
-def _read_token(path: Path) -> str:
+def complete_url(stated: str) -> str:
+    """Return an address with its scheme: `localhost:8086` is meant as plain HTTP.
+
+    Raises:
+        SettingsError: it is of another scheme, or no address.
+    """
+    parts = urlsplit(stated if "://" in stated else f"http://{stated}")
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise SettingsError(f"--url: {stated!r} is not an address of InfluxDB: write http://HOST:PORT")
+    return parts.geturl().rstrip("/")
+
+
+def read_token(path: Path) -> str:
+    """Return the token of a file.
+
+    Raises:
+        FedMQError: it can't be read.
+        SettingsError: it is none.
+    """
     try:
-        return path.read_text(encoding="utf-8").strip()
+        token = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise FedMQError(f"--token-file: {path} can't be read: {error}") from None
+    # It becomes a line of an HTTP header.
+    if len(token.split()) != 1 or not (token.isascii() and token.isprintable()):
+        raise SettingsError(f"--token-file: {path} must hold one token, on one line, of plain letters, digits and signs")
+    return token
 
 
-def _count_lines(path: Path) -> int:
-    with path.open("rb") as file:
-        return sum(1 for _ in file)
+def _checked_name(name: str) -> str:
+    pattern = MEASUREMENTS["run_summary"].tag_values("run")
+    if pattern is None or not pattern.fullmatch(name):
+        raise SettingsError(f"--as: {name!r} can't be a run's name: use small letters, digits, - and _")
+    return name

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
 
 from federation.errors import DataError
-from federation.inference.classifier import Classifier, Prediction, load_classifier
-from federation.inference.pictures import Picture, read_pictures
 from fedmq.console import EXIT_FAILED, JsonOption, err, print_json, print_table, sentences
+
+if TYPE_CHECKING:
+    from federation.inference.classifier import Classifier, Prediction
+    from federation.inference.pictures import Picture
 
 CURRENT_MODEL = Path("models/current.onnx")
 """Where a node keeps its model, in its state folder."""
@@ -30,6 +32,9 @@ def predict(
 
     Files that can't be read are named, the rest are classified all the same; the exit status is then 1.
     """
+    # Here, so that the other commands run without ONNX Runtime.
+    from federation.inference.classifier import load_classifier
+
     with sentences():
         path = model or ((state_dir or Path()) / CURRENT_MODEL)
         classifier = load_classifier(path, num_threads=os.cpu_count() or 1)
@@ -45,6 +50,8 @@ def predict(
 
 def _results(classifier: Classifier, path: Path, top: int) -> list[dict[str, Any]]:
     """Return one entry per image of a file, or one with an error."""
+    from federation.inference.pictures import read_pictures
+
     try:
         pictures = read_pictures(path, classifier.card.image_shape)
     except DataError as error:

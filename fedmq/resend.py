@@ -15,7 +15,7 @@ from aggregator.round_points import points_of_result
 from federation.environment import read_environment
 from federation.errors import SettingsError
 from federation.messages import RoundResult
-from fedmq.metrics_command import DatabaseEnvironment
+from fedmq.metrics_command import DatabaseEnvironment, complete_url, read_token
 
 if TYPE_CHECKING:
     from fedmq.run_source import RunRecords
@@ -34,8 +34,8 @@ def resend_points(results: Sequence[RoundResult], records: RunRecords, environ: 
     if not environment.influx_url or not environment.influx_token_file:
         raise SettingsError("--to-influx: set FEDMQ_INFLUX_URL and FEDMQ_INFLUX_TOKEN_FILE to say where the database is")
     address = DatabaseAddress(
-        url=environment.influx_url,
-        token=environment.influx_token_file.read_text(encoding="utf-8").strip(),
+        url=complete_url(environment.influx_url),
+        token=read_token(environment.influx_token_file),
         organisation=environment.influx_org,
         bucket=environment.influx_bucket,
     )
@@ -56,7 +56,7 @@ def resend_points(results: Sequence[RoundResult], records: RunRecords, environ: 
                 tags=tags,
                 time_ns=times[result.round_number],
             )
-            num_points += len(points) - database.write(points)
+            num_points += len(points) - sum(database.write(points).values())
     finally:
         database.close()
     return num_points

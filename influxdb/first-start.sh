@@ -11,8 +11,9 @@ influx bucket create --org "${DOCKER_INFLUXDB_INIT_ORG}" --name "$samples" --ret
 influx task create --org "${DOCKER_INFLUXDB_INIT_ORG}" - <<FLUX
 option task = {name: "hourly means of samples", every: 1h, offset: 5m}
 
+// Six hours at each hour's end: points that came late, after an outage, are still counted. Older ones: fedmq metrics import.
 from(bucket: "$samples")
-    |> range(start: -task.every)
+    |> range(start: -6h)
     |> filter(fn: (r) => r._measurement == "device" or r._measurement == "broker")
     |> toFloat()
     |> aggregateWindow(every: 1h, fn: mean, createEmpty: false)

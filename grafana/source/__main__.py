@@ -1,4 +1,4 @@
-"""Writes `grafana/dashboards/*.json` and the alert rules; `--check` only says whether they are current."""
+"""Writes the pages, in each language, and the alert rules; `--check` only says whether they are current."""
 
 from __future__ import annotations
 
@@ -7,26 +7,40 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from grafana.source import broker, compare_runs, edge_nodes, federation, onnx
+from grafana.source import compare, devices, federation, onnx, runs, server
 from grafana.source.alerts import rules_file
-from grafana.source.panels import Json
+from grafana.source.contact_points import contact_points_file
+from grafana.source.fields import Json
+from grafana.source.korean import KOREAN
+from grafana.source.translation import translated
 
 FOLDER = Path(__file__).resolve().parent.parent
 
-NOTE = "# Written by `python -m grafana.source` from grafana/source/alerts.py. JSON, which is YAML too.\n"
+NOTE = "# Written by `python -m grafana.source` from grafana/source/{}. JSON, which is YAML too.\n"
+
+LANGUAGES: Mapping[str, Mapping[str, str]] = {"en": {}, "ko": KOREAN}
+"""Compose mounts the pages of FEDMQ_LANG."""
+
+
+def pages() -> Mapping[str, Json]:
+    """Return the pages, by file name, in English."""
+    built = (runs, federation, devices, onnx, server, compare)
+    return {module.__name__.rpartition(".")[2]: module.build() for module in built}
 
 
 def files() -> Mapping[Path, str]:
     """Return every generated file: path -> content."""
-    pages: Mapping[str, Json] = {
-        "federation": federation.build(),
-        "edge-nodes": edge_nodes.build(),
-        "onnx": onnx.build(),
-        "compare-runs": compare_runs.build(),
-        "broker": broker.build(),
+    english = pages()
+    alerting = FOLDER / "provisioning" / "alerting"
+    contents = {
+        FOLDER / "dashboards" / language / f"{name}.json": _text(translated(page, words))
+        for language, words in LANGUAGES.items()
+        for name, page in english.items()
     }
-    contents = {FOLDER / "dashboards" / f"{name}.json": _text(page) for name, page in pages.items()}
-    return contents | {FOLDER / "provisioning" / "alerting" / "rules.yaml": NOTE + _text(rules_file())}
+    return contents | {
+        alerting / "rules.yaml": NOTE.format("alerts.py") + _text(rules_file()),
+        alerting / "contact-points.yaml": NOTE.format("contact_points.py") + _text(contact_points_file()),
+    }
 
 
 def main() -> int:
@@ -42,7 +56,7 @@ def main() -> int:
 
 
 def _text(value: Json) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
 
 
 if __name__ == "__main__":

@@ -1,233 +1,362 @@
-"""The parts a dashboard is made of: queries, panels, rows, variables, as Grafana's JSON model wants them."""
+"""The kinds of panels, as Grafana 12's JSON model wants them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from typing import Any
 
-Json: TypeAlias = dict[str, Any]
+from grafana.source.fields import BY_NAME, Json, Property, cell, fixed, join, organize, override, thresholds, transform, values
+from grafana.source.palette import BAD, UNKNOWN
+from grafana.source.queries import MIXED, ROUNDS
 
-ROUNDS: Json = {"type": "influxdb", "uid": "fedmq"}
-"""Data source of what is kept for ever: rounds, training, ONNX, events."""
+PLUGIN_VERSION = "12.2.1"
+"""Of the panels' options: an older one makes Grafana convert them."""
 
-SAMPLES: Json = {"type": "influxdb", "uid": "fedmq-samples"}
-"""Data source of samples: devices, nodes, broker."""
-
-GRID_COLUMNS = 24
-PANEL_HEIGHT = 8
-NO_DATA = "No points yet: is a run going on, and is the right run and time range chosen?"
-
-RUN = '"run" =~ /^$run$/'
-NODE = '"node" =~ /^$node$/'
-
-SHARE: Json = {"unit": "percentunit", "minimum": 0, "maximum": 1}
-"""How a share in [0, 1] is shown."""
-
-GREEN_UP: Sequence[tuple[str, float | None]] = (("red", None), ("yellow", 0.5), ("green", 0.8))
-"""Shares that should be high."""
-
-RED_UP: Sequence[tuple[str, float | None]] = (("green", None), ("yellow", 0.75), ("red", 0.9))
-"""Shares that should be low: disk, memory."""
-
-PLAIN: Sequence[tuple[str, float | None]] = (("blue", None),)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Query:
-    """One InfluxQL query."""
-
-    text: str
-    alias: str = ""
-    source: Mapping[str, Any] | None = None
-    is_table: bool = False
-
-    def to_target(self, index: int, default_source: Json) -> Json:
-        """Return it as a panel's target."""
-        return {
-            "refId": chr(ord("A") + index),
-            "datasource": dict(self.source or default_source),
-            "query": self.text,
-            "rawQuery": True,
-            "resultFormat": "table" if self.is_table else "time_series",
-            "alias": self.alias,
-        }
-
-
-def select(fields: str, measurement: str, *, where: Sequence[str] = (RUN,), group_by: str = "", alias: str = "$col") -> Query:
-    """Return a query of every point in the time range."""
-    conditions = " AND ".join([*where, "$timeFilter"])
-    text = f'SELECT {fields} FROM "{measurement}" WHERE {conditions}{f" GROUP BY {group_by}" if group_by else ""}'
-    return Query(text=text, alias=alias)
-
-
-def sampled(
-    expression: str, measurement: str, *, where: Sequence[str] = (RUN,), tags: str = "", fill: str = "none", alias: str = "$col"
-) -> Query:
-    """Return a query of one value per interval of the panel, per series of `tags`."""
-    groups = ", ".join(["time($__interval)", *([tags] if tags else [])])
-    conditions = " AND ".join([*where, "$timeFilter"])
-    return Query(
-        text=f'SELECT {expression} FROM "{measurement}" WHERE {conditions} GROUP BY {groups} fill({fill})', alias=alias, source=SAMPLES
-    )
+AFTER_A_ROUND = "After the first round. (A journal of before run_summary: import it again.)"
+TEXT_COLOR = "text"
 
 
 def panel(
     kind: str,
     title: str,
-    queries: Sequence[Query],
+    targets: Sequence[Json],
+    place: tuple[int, int, int, int],
     *,
-    description: str,
-    unit: str = "short",
-    width: int = 12,
-    height: int = PANEL_HEIGHT,
-    thresholds: Sequence[tuple[str, float | None]] = PLAIN,
-    minimum: float | None = None,
-    maximum: float | None = None,
-    decimals: int | None = None,
-    custom: Mapping[str, Any] | None = None,
-    options: Mapping[str, Any] | None = None,
-    mappings: Sequence[Json] = (),
+    description: str = "",
+    options: Json | None = None,
+    custom: Json | None = None,
     overrides: Sequence[Json] = (),
-    color: str | None = None,
     transformations: Sequence[Json] = (),
+    interval: str | None = None,
+    **defaults: Any,
 ) -> Json:
-    """Return a panel without its place; `Layout` gives it one.
+    """Return a panel.
 
     Args:
-        kind: Grafana's panel type.
-        title: short; the unit stands at the axis.
-        queries: what it shows.
-        description: what one sees, behind the panel's information mark.
-        unit: Grafana's unit identifier.
-        width: of 24 columns.
-        height: in grid units.
-        thresholds: colour from a value on; the first from minus infinity.
-        minimum: of the axis.
-        maximum: of the axis.
-        decimals: shown; None lets Grafana choose.
-        custom: the panel type's field options.
-        options: the panel type's options.
-        mappings: value mappings.
-        overrides: field overrides.
-        color: colour mode instead of the type's default.
-        transformations: applied to the results in order.
+        kind: Grafana's name of it.
+        title: of the panel.
+        targets: its queries.
+        place: x, y, width, height in the grid of 24 columns.
+        description: what one sees, where the title does not say it.
+        options: of the kind.
+        custom: of the kind's fields.
+        overrides: of some fields.
+        transformations: of the queries' answers.
+        interval: shortest step of `$__interval`.
+        defaults: of every field: unit, decimals, min, max, color, thresholds, mappings, noValue, links.
     """
-    defaults: Json = {
-        "unit": unit,
-        "noValue": NO_DATA if kind not in {"stat", "gauge"} else "-",
-        "thresholds": {"mode": "absolute", "steps": [{"color": name, "value": value} for name, value in thresholds]},
-        "color": {"mode": color or ("palette-classic" if kind in {"timeseries", "barchart", "xychart", "trend"} else "thresholds")},
-        "mappings": list(mappings),
-        "custom": dict(custom or {}),
-    }
-    for name, value in (("min", minimum), ("max", maximum), ("decimals", decimals)):
-        if value is not None:
-            defaults[name] = value
-    source = dict(queries[0].source or ROUNDS)
+    fields = {"mappings": [], "custom": custom or {}, "color": {"mode": "thresholds"}, "thresholds": thresholds((TEXT_COLOR, None))}
+    sources = {str(target["datasource"]): target["datasource"] for target in targets}
+    x, y, width, height = place
     return {
         "type": kind,
         "title": title,
         "description": description,
-        "datasource": source,
-        "gridPos": {"w": width, "h": height},
-        "fieldConfig": {"defaults": defaults, "overrides": list(overrides)},
-        "options": dict(options or {}),
-        "targets": [query.to_target(index, source) for index, query in enumerate(queries)],
+        "gridPos": {"x": x, "y": y, "w": width, "h": height},
+        "datasource": dict(MIXED if len(sources) > 1 else next(iter(sources.values()), ROUNDS)),
+        "fieldConfig": {"defaults": fields | defaults, "overrides": list(overrides)},
+        "options": options or {},
+        "targets": [{"refId": chr(ord("A") + index), **target} for index, target in enumerate(targets)],
         "transformations": list(transformations),
+        "pluginVersion": PLUGIN_VERSION,
+        **({"interval": interval} if interval else {}),
     }
 
 
-def timeseries(title: str, queries: Sequence[Query], *, stacked_bars: bool = False, **settings: Any) -> Json:
-    """Return lines over time, or stacked bars."""
-    custom: Json = {"drawStyle": "line", "lineWidth": 2, "fillOpacity": 8, "showPoints": "auto", "pointSize": 5, "spanNulls": True}
-    if stacked_bars:
-        custom |= {
-            "drawStyle": "bars",
-            "fillOpacity": 80,
-            "lineWidth": 0,
-            "showPoints": "never",
-            "stacking": {"mode": "normal", "group": "A"},
-        }
+def stat(
+    title: str,
+    targets: Sequence[Json],
+    x: int,
+    width: int = 4,
+    *,
+    fields: str = "/.*/",
+    color_mode: str = "value",
+    graph: str = "none",
+    text: str = "value",
+    value_size: int = 24,
+    title_size: int | None = None,
+    justify: str = "auto",
+    transformations: Sequence[Json] | None = None,
+    **more: Any,
+) -> Json:
+    """Return a tile of the first row: three high, figures of one size. A fixed size wraps instead of shrinking."""
+    sizes = {"valueSize": value_size} | ({"titleSize": title_size} if title_size else {})
     options = {
-        "legend": {"displayMode": "table", "placement": "bottom", "calcs": ["lastNotNull", "max"], "showLegend": True},
+        "reduceOptions": {"calcs": ["lastNotNull"], "fields": fields, "values": False},
+        "colorMode": color_mode,
+        "graphMode": graph,
+        "textMode": text,
+        "justifyMode": justify,
+        "orientation": "auto",
+        "text": sizes,
+    }
+    changes = [organize(["Time"])] if transformations is None else transformations
+    return panel("stat", title, targets, (x, 0, width, 3), options=options, transformations=changes, **{"noValue": "–", **more})
+
+
+def table(
+    title: str,
+    targets: Sequence[Json],
+    place: tuple[int, int, int, int],
+    *,
+    sort: Sequence[tuple[str, bool]] = (),
+    custom: Json | None = None,
+    **more: Any,
+) -> Json:
+    """Return a table; `sort` names columns as shown, and whether the largest comes first."""
+    footer = {"show": False, "reducer": ["sum"], "countRows": False, "fields": ""}
+    options: Json = {"showHeader": True, "cellHeight": "sm", "footer": footer}
+    if sort:
+        options["sortBy"] = [{"displayName": name, "desc": descends} for name, descends in sort]
+    cells = {"align": "auto", **dict_of(cell("auto")), "filterable": False, "inspect": False, **(custom or {})}
+    return panel("table", title, targets, place, options=options, custom=cells, **more)
+
+
+def dict_of(properties: Sequence[Property]) -> Json:
+    """Return a cell's properties as part of a field's `custom`."""
+    return {name.removeprefix("custom."): value for name, value in properties}
+
+
+def by_round(
+    title: str,
+    targets: Sequence[Json],
+    place: tuple[int, int, int, int],
+    *,
+    limits: Sequence[Property] = (),
+    overrides: Sequence[Json] = (),
+    transformations: Sequence[Json] | None = None,
+    **more: Any,
+) -> Json:
+    """Return curves over rounds; without rows this kind says its own words, never `noValue`."""
+    number = {"matcher": {"id": "byType", "options": "number"}}
+    options = {
+        "mapping": "auto",
+        "series": [{"frame": {"matcher": {"id": "byIndex", "options": 0}}, "x": number, "y": number}],
+        "legend": {"displayMode": "list", "placement": "bottom", "showLegend": True, "calcs": []},
+        "tooltip": {"mode": "single", "sort": "none"},
+    }
+    custom = {
+        "show": "lines",
+        "pointSize": {"fixed": 4},
+        "lineWidth": 2,
+        "lineStyle": {"fill": "solid"},
+        "axisPlacement": "auto",
+        "axisGridShow": True,
+    }
+    # Limits for all would bound the rounds, too.
+    bounded = [override("/^(?!round)/", *limits, by="byRegexp")] if limits else []
+    changes = [organize(["Time"])] if transformations is None else transformations
+    shown = {"color": BY_NAME, "noValue": AFTER_A_ROUND, **more}
+    return panel(
+        "xychart",
+        title,
+        targets,
+        place,
+        options=options,
+        custom=custom,
+        overrides=[*overrides, *bounded],
+        transformations=changes,
+        **shown,
+    )
+
+
+def a_column_each(tag: str) -> list[Json]:
+    """Return transformations to one column a value of the tag, by round; a missing round is undefined (null would be drawn as 0)."""
+    parts = {"fields": [tag], "keepFields": False, "naming": {"asLabels": False}}
+    return [
+        organize(["Time"]),
+        transform("partitionByValues", parts),
+        join("round_number"),
+        organize(names={"round_number": "round"}),
+    ]
+
+
+def lines(
+    title: str,
+    targets: Sequence[Json],
+    place: tuple[int, int, int, int],
+    *,
+    fill: int = 0,
+    width: float = 1.5,
+    gap_ms: int | bool = 60_000,
+    points: str = "auto",
+    is_stacked: bool = False,
+    is_bars: bool = False,
+    has_legend: bool = True,
+    limit: float | None = None,
+    soft_min: float = 0,
+    soft_max: float | None = None,
+    **more: Any,
+) -> Json:
+    """Return curves over time.
+
+    Args:
+        title: of the panel.
+        targets: its queries.
+        place: x, y, width, height.
+        fill: opacity below the line, in per cent.
+        width: of the line.
+        gap_ms: a longer pause breaks the line; True joins whatever comes.
+        points: auto, always, never.
+        is_stacked: one on the other.
+        is_bars: bars instead of lines.
+        has_legend: whether names are shown.
+        limit: a dashed line that should not be passed.
+        soft_min: the axis begins here, unless a value is lower.
+        soft_max: likewise.
+        more: as for `panel`.
+    """
+    custom: Json = {
+        "drawStyle": "bars" if is_bars else "line",
+        "lineWidth": width,
+        "fillOpacity": fill,
+        "showPoints": points,
+        "pointSize": 4,
+        "spanNulls": gap_ms,
+        # Only this breaks a line where a derivative has dropped the nulls.
+        "insertNulls": False if gap_ms is True or not gap_ms else max(gap_ms, 150_000),
+        "lineInterpolation": "linear",
+        "stacking": {"mode": "normal" if is_stacked else "none", "group": "A"},
+        "gradientMode": "none",
+        "axisPlacement": "auto",
+        "axisLabel": "",
+        "axisSoftMin": soft_min,
+        "scaleDistribution": {"type": "linear"},
+    }
+    if soft_max is not None:
+        custom["axisSoftMax"] = soft_max
+    if is_bars:
+        custom |= {"barAlignment": 1, "barWidthFactor": 1}
+    if limit is not None:
+        custom["thresholdsStyle"] = {"mode": "dashed"}
+        more["thresholds"] = thresholds(("transparent", None), (BAD, limit))
+    options = {
+        "legend": {"displayMode": "list", "placement": "bottom", "showLegend": has_legend, "calcs": []},
         "tooltip": {"mode": "multi", "sort": "desc"},
     }
-    return panel("timeseries", title, queries, custom=custom, options=options, **settings)
+    shown = {"color": BY_NAME, "noValue": "No points in this time.", "interval": "10s", **more}
+    return panel("timeseries", title, targets, place, options=options, custom=custom, **shown)
 
 
-def stat(title: str, query: Query, **settings: Any) -> Json:
-    """Return one number: the last one."""
+def timeline(title: str, targets: Sequence[Json], place: tuple[int, int, int, int], states: Any, **more: Any) -> Json:
+    """Return bars of states over time. With colour mode `thresholds` Grafana would ignore the states' colours here."""
     options = {
-        "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
-        "colorMode": "value",
-        "graphMode": "area",
-        "textMode": "auto",
-        "justifyMode": "auto",
-        "orientation": "auto",
-    }
-    return panel("stat", title, [query], options=options, **({"width": 4, "height": 4} | settings))
-
-
-def timeline(title: str, queries: Sequence[Query], *, words: Mapping[str, tuple[str, str]], **settings: Any) -> Json:
-    """Return states over time; `words` gives each value its word and colour."""
-    mapping = {
-        "type": "value",
-        "options": {value: {"text": word, "color": colour, "index": index} for index, (value, (word, colour)) in enumerate(words.items())},
-    }
-    options = {
-        "showValue": "auto",
-        "rowHeight": 0.9,
         "mergeValues": True,
+        "showValue": "never",
         "alignValue": "left",
+        "rowHeight": 0.85,
         "legend": {"displayMode": "list", "placement": "bottom", "showLegend": True},
         "tooltip": {"mode": "single", "sort": "none"},
     }
+    custom = {"fillOpacity": 85, "lineWidth": 0, "spanNulls": False}
     return panel(
-        "state-timeline", title, queries, options=options, mappings=[mapping], custom={"fillOpacity": 75, "lineWidth": 0}, **settings
+        "state-timeline",
+        title,
+        targets,
+        place,
+        options=options,
+        custom=custom,
+        color=fixed(UNKNOWN),
+        mappings=[values(states)],
+        interval="1m",
+        **more,
     )
 
 
-def history(title: str, query: Query, **settings: Any) -> Json:
-    """Return a heatmap: one row a series, one cell a point, coloured by its value."""
+def bars_by_round(
+    title: str, query: Json, place: tuple[int, int, int, int], colors: dict[str, str], *, unit: str, description: str
+) -> Json:
+    """Return stacked bars, one a round; the round is text, because a number would be a bar itself."""
     options = {
-        "showValue": "auto",
-        "rowHeight": 0.95,
-        "colWidth": 0.98,
-        "legend": {"displayMode": "list", "placement": "bottom", "showLegend": False},
-        "tooltip": {"mode": "single", "sort": "none"},
+        "xField": "round_number",
+        "orientation": "vertical",
+        "stacking": "normal",
+        "showValue": "never",
+        "barWidth": 0.9,
+        "groupWidth": 0.9,
+        "barRadius": 0,
+        "xTickLabelSpacing": 60,
+        "xTickLabelRotation": 0,
+        "xTickLabelMaxLength": 0,
+        "legend": {"displayMode": "list", "placement": "bottom", "showLegend": True, "calcs": []},
+        "tooltip": {"mode": "multi", "sort": "none"},
+        "fullHighlight": False,
     }
     return panel(
-        "status-history", title, [query], options=options, color="continuous-RdYlGr", custom={"fillOpacity": 85, "lineWidth": 0}, **settings
+        "barchart",
+        title,
+        [query],
+        place,
+        description=description,
+        options=options,
+        custom={"lineWidth": 0, "fillOpacity": 85, "gradientMode": "none", "axisPlacement": "auto"},
+        color={"mode": "palette-classic"},
+        transformations=[organize(["Time"]), as_round_text()],
+        # A label left out is null, and would show `noValue`.
+        overrides=[
+            override("round_number", ("unit", "none"), ("noValue", " ")),
+            *[override(name, ("color", fixed(color))) for name, color in colors.items()],
+        ],
+        unit=unit,
+        noValue=AFTER_A_ROUND,
     )
 
 
-def table(title: str, queries: Sequence[Query], **settings: Any) -> Json:
-    """Return a table of the rows of table queries."""
-    custom = {"align": "auto", "cellOptions": {"type": "auto"}, "filterable": True}
-    options = {"showHeader": True, "cellHeight": "sm", "footer": {"show": False, "reducer": ["sum"], "countRows": False, "fields": ""}}
-    return panel("table", title, queries, custom=custom, options=options, **settings)
+def as_round_text() -> Json:
+    """Return the transformation that makes the round's number text."""
+    conversion = {"targetField": "round_number", "destinationType": "string"}
+    return transform("convertFieldType", {"conversions": [conversion], "fields": {}})
 
 
-def text(markdown: str, *, height: int = 3) -> Json:
-    """Return a panel that says what one sees."""
+def alerts(title: str, place: tuple[int, int, int, int], *, labels: str = "", is_count: bool = False) -> Json:
+    """Return the list, or the number, of the alerts that fire or could not be evaluated."""
+    x, y, width, height = place
+    options: Json = {
+        "viewMode": "stat" if is_count else "list",
+        "groupMode": "default",
+        "groupBy": [],
+        "maxItems": 20,
+        "sortOrder": 3,
+        "dashboardAlerts": False,
+        "alertName": "",
+        "alertInstanceLabelFilter": labels,
+        "datasource": "-- Grafana --",
+        "folder": None,
+        "showInstances": False,
+        "stateFilter": {"firing": True, "error": True, "pending": False, "noData": False, "normal": False},
+    }
+    return {
+        "type": "alertlist",
+        "title": title,
+        "description": "",
+        "gridPos": {"x": x, "y": y, "w": width, "h": height},
+        "options": options,
+        "fieldConfig": {"defaults": {}, "overrides": []},
+        "targets": [],
+        "pluginVersion": PLUGIN_VERSION,
+    }
+
+
+def text(markdown: str, place: tuple[int, int, int, int]) -> Json:
+    """Return a panel of words."""
+    x, y, width, height = place
+    code = {"language": "plaintext", "showLineNumbers": False, "showMiniMap": False}
     return {
         "type": "text",
         "title": "",
-        "description": "",
-        "gridPos": {"w": GRID_COLUMNS, "h": height},
-        "options": {
-            "mode": "markdown",
-            "content": markdown,
-            "code": {"language": "plaintext", "showLineNumbers": False, "showMiniMap": False},
-        },
+        "gridPos": {"x": x, "y": y, "w": width, "h": height},
         "transparent": True,
+        "options": {"mode": "markdown", "content": markdown, "code": code},
+        "pluginVersion": PLUGIN_VERSION,
     }
 
 
-def row(title: str, *, repeat: str | None = None) -> Json:
-    """Return a heading across the page; `repeat` makes one for each value of a variable, with the panels below it."""
-    heading: Json = {"type": "row", "title": title, "collapsed": False, "panels": [], "gridPos": {"w": GRID_COLUMNS, "h": 1}}
-    if repeat:
-        heading |= {"repeat": repeat, "repeatDirection": "h"}
-    return heading
+def row(title: str, y: int, panels: Sequence[Json] = (), *, is_collapsed: bool = True) -> Json:
+    """Return a heading across the page; a collapsed one holds its panels, and asks nothing until it is opened."""
+    return {
+        "type": "row",
+        "title": title,
+        "collapsed": is_collapsed,
+        "panels": list(panels),
+        "gridPos": {"x": 0, "y": y, "w": 24, "h": 1},
+    }

@@ -1,4 +1,4 @@
-"""Reads the shipped dashboards, and fills a query in as Grafana does before it sends it."""
+"""Reads the shipped pages and rules, and does what Grafana does: fills queries in, asks them, and names their answers."""
 
 from __future__ import annotations
 
@@ -9,74 +9,122 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.telemetry.influx import InfluxServer
+from tests.telemetry.transformations import Frame, frame_of_table, frames_of_series, transformed
+
 FOLDER = Path(__file__).resolve().parent.parent.parent / "grafana"
-DASHBOARD_FILES = sorted((FOLDER / "dashboards").glob("*.json"))
-RULES_FILE = FOLDER / "provisioning" / "alerting" / "rules.yaml"
+PAGES = ("runs", "federation", "devices", "onnx", "server", "compare")
+ALERTING = FOLDER / "provisioning" / "alerting"
+DATABASES = {"fedmq": "fedmq", "fedmq-samples": "fedmq_samples"}
+"""Data source -> database; a test compares them with the provisioning file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PanelQuery:
-    """One query of a panel, a variable or an annotation."""
+class Range:
+    """A chosen time, in milliseconds since 1970."""
 
-    dashboard: str
-    panel: str
-    text: str
-    database: str
-
-    def __str__(self) -> str:
-        """Name it in a test's identifier."""
-        return f"{self.dashboard}: {self.panel}"
+    since_ms: int
+    until_ms: int
+    interval: str = "10s"
 
 
-def load(path: Path) -> dict[str, Any]:
-    """Return a dashboard."""
-    dashboard: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+def load(page: str, language: str = "en") -> dict[str, Any]:
+    """Return a page."""
+    dashboard: dict[str, Any] = json.loads((FOLDER / "dashboards" / language / f"{page}.json").read_text(encoding="utf-8"))
     return dashboard
 
 
-def databases() -> dict[str, str]:
-    """Return data source uid -> database, as the provisioning file says."""
-    text = (FOLDER / "provisioning" / "datasources" / "influxdb.yaml").read_text(encoding="utf-8")
-    return dict(zip(re.findall(r"^\s+uid: (\S+)$", text, re.M), re.findall(r"^\s+dbName: (\S+)$", text, re.M), strict=True))
+def panels(page: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield every panel of a page, those of collapsed rows too."""
+    for panel in page["panels"]:
+        yield panel
+        yield from panel.get("panels", ())
+
+
+def panel_of(page: str, title: str) -> dict[str, Any]:
+    """Return the first panel of a title."""
+    return next(panel for panel in panels(load(page)) if panel["title"] == title)
+
+
+def provisioned(name: str) -> dict[str, Any]:
+    """Return a provisioning file of alerting: JSON below a line of comment."""
+    lines = (ALERTING / name).read_text(encoding="utf-8").splitlines()
+    content: dict[str, Any] = json.loads("\n".join(line for line in lines if not line.startswith("#")))
+    return content
 
 
 def rules() -> list[dict[str, Any]]:
     """Return the alert rules."""
-    lines = RULES_FILE.read_text(encoding="utf-8").splitlines()
-    content = json.loads("\n".join(line for line in lines if not line.startswith("#")))
-    return [rule for group in content["groups"] for rule in group["rules"]]
+    return [rule for group in provisioned("rules.yaml")["groups"] for rule in group["rules"]]
 
 
-def queries() -> Iterator[PanelQuery]:
-    """Yield every query of every dashboard: panels, variables, annotations."""
-    known = databases()
-    for path in DASHBOARD_FILES:
-        dashboard = load(path)
-        for panel in dashboard["panels"]:
-            for target in panel.get("targets", []):
-                name = f"{panel['title']} {target['refId']}"
-                yield PanelQuery(dashboard=path.stem, panel=name, text=target["query"], database=known[target["datasource"]["uid"]])
-        for entry in dashboard["templating"]["list"]:
-            yield PanelQuery(
-                dashboard=path.stem, panel=f"${entry['name']}", text=entry["query"], database=known[entry["datasource"]["uid"]]
-            )
-        for entry in dashboard["annotations"]["list"]:
-            yield PanelQuery(dashboard=path.stem, panel=entry["name"], text=entry["query"], database=known[entry["datasource"]["uid"]])
+def filled(text: str, variables: Mapping[str, str | list[str]], chosen: Range) -> str:
+    """Return a query with the macros and variables that Grafana replaces; several values become a regular expression."""
+    text = text.replace("$timeFilter", f"time >= {chosen.since_ms}ms and time <= {chosen.until_ms}ms").replace(
+        "$__interval", chosen.interval
+    )
+    known = {**variables, "__from": str(chosen.since_ms), "__to": str(chosen.until_ms)}
+
+    def value(found: re.Match[str]) -> str:
+        named = known[found[1] or found[2]]
+        return named if isinstance(named, str) else f"({'|'.join(named)})" if len(named) != 1 else named[0]
+
+    # A lone `$` ends a regular expression.
+    return re.sub(r"\$\{(\w+)\}|\$([A-Za-z_]\w*)", value, text)
 
 
-def alert_queries() -> Iterator[PanelQuery]:
-    """Yield the query of every alert rule."""
-    for rule in rules():
-        data = rule["data"][0]
-        yield PanelQuery(dashboard="alerts", panel=rule["uid"], text=data["model"]["query"], database=databases()[data["datasourceUid"]])
+def variables_of(page: str, server: InfluxServer, chosen: Mapping[str, str], time: Range) -> dict[str, str | list[str]]:
+    """Return a page's variables: what was chosen, else what Grafana chooses, the first, or all of several."""
+    found: dict[str, str | list[str]] = {}
+    for variable in load(page)["templating"]["list"]:
+        name = variable["name"]
+        if name in chosen:
+            found[name] = chosen[name]
+        elif variable["type"] == "custom":
+            found[name] = variable["current"]["value"]
+        else:
+            options = options_of(variable, server, found, time)
+            found[name] = options if variable["multi"] else next(iter(options), "")
+    return found
 
 
-def filled(text: str, variables: Mapping[str, str | list[str]], *, since_ns: int, until_ns: int, interval: str = "2s") -> str:
-    """Return a query with the macros and variables Grafana replaces; several values become a regular expression's alternatives."""
-    text = text.replace("$timeFilter", f"time >= {since_ns // 10**6}ms and time <= {until_ns // 10**6}ms").replace("$__interval", interval)
-    for name, value in variables.items():
-        chosen = value if isinstance(value, str) else value[0] if len(value) == 1 else f"({'|'.join(value)})"
-        text = re.sub(rf"\${name}\b", chosen, text)
-    left = re.findall(r"\$[A-Za-z_]\w*", text)
-    assert not left, f"nothing to fill {left} in with: {text}"
+def options_of(variable: Mapping[str, Any], server: InfluxServer, known: Mapping[str, str | list[str]], time: Range) -> list[str]:
+    """Return the values of a variable, in order, each once: of its answer's first column that is not the time."""
+    series = server.query(filled(variable["query"], known, time), database=DATABASES[variable["datasource"]["uid"]])
+    values = [row[1] for entry in series for row in entry["values"] if row[1] is not None]
+    options = [str(int(value)) if isinstance(value, float) else str(value) for value in values]
+    unique = list(dict.fromkeys(options))
+    return sorted(unique) if variable["sort"] == 1 else unique
+
+
+def answers(panel: Mapping[str, Any], server: InfluxServer, variables: Mapping[str, str | list[str]], time: Range) -> list[Frame]:
+    """Return what a panel's queries answer, before its transformations."""
+    frames: list[Frame] = []
+    for target in panel["targets"]:
+        text = filled(target["query"], variables, time)
+        series = server.query(text, database=DATABASES[target["datasource"]["uid"]])
+        if target["resultFormat"] == "table":
+            frames += [frame_of_table(series)] if series else []
+        else:
+            frames += frames_of_series(series, target["alias"])
+    return frames
+
+
+def seen(panel: Mapping[str, Any], server: InfluxServer, variables: Mapping[str, str | list[str]], time: Range) -> list[Frame]:
+    """Return what a panel draws: its answers, transformed."""
+    return transformed(answers(panel, server, variables, time), panel["transformations"])
+
+
+def shown(panel: Mapping[str, Any], column: str, value: object) -> str:
+    """Return the words that a value is shown as, by the mappings of its column or of the panel."""
+    found = panel["fieldConfig"]["defaults"].get("mappings", [])
+    for override in panel["fieldConfig"]["overrides"]:
+        if override["matcher"]["options"] == column:
+            found = next((entry["value"] for entry in override["properties"] if entry["id"] == "mappings"), found)
+    text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    for mapping in found:
+        if mapping["type"] == "value" and text in mapping["options"]:
+            return str(mapping["options"][text]["text"])
+        if mapping["type"] == "special" and (value is None if mapping["options"]["match"] == "null" else value == ""):
+            return str(mapping["options"]["result"]["text"])
     return text

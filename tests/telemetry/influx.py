@@ -20,6 +20,9 @@ from typing import Any
 
 WAIT_SECONDS = 60.0
 
+SAMPLES_RETENTION = "30d"
+"""Of docker-compose.yml: what is older is dropped when it is written."""
+
 INFLUXD = """
 reporting-disabled = true
 bind-address = "127.0.0.1:{rpc}"
@@ -104,9 +107,10 @@ class InfluxServer:
         self._processes.clear()
 
     def create(self, *databases: str) -> None:
-        """Make databases: what buckets are in InfluxDB 2."""
+        """Make databases: what buckets are in InfluxDB 2. Those of samples keep them as long as the shipped one."""
         for name in databases:
-            self.query(f'CREATE DATABASE "{name}"', method="POST")
+            duration = f" WITH DURATION {SAMPLES_RETENTION}" if name.endswith("_samples") else ""
+            self.query(f'CREATE DATABASE "{name}"{duration}', method="POST")
 
     def query(self, text: str, *, database: str = "", method: str = "GET") -> list[dict[str, Any]]:
         """Return the series of one InfluxQL statement, times in nanoseconds."""

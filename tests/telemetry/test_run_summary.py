@@ -76,7 +76,7 @@ def test_a_run_tells_of_each_change_and_then_every_30_seconds(tmp_path: Path) ->
     monitor.take(state(1, phase="finished"), *at(40))
     [ended] = tick(monitor, 40)
     assert (ended["state"], ended["seconds"], ended["until"]) == (RunCondition.FINISHED, 40.0, str(START // 10**6 + 41_000))
-    assert "seconds_left" not in ended
+    assert (ended["seconds_left"], ended["nodes"], ended["nodes_online"]) == (0.0, "–", 1)
     assert tick(monitor, 100) == [], "an ended run says nothing more"
 
 
