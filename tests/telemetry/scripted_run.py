@@ -37,6 +37,7 @@ class Script:
     num_classes: int = 2
     num_nodes: int = 3
     round_seconds: int = 20
+    deadline_seconds: float = 600.0
     sample_seconds: int = 10
     ends: Literal["finished", "stopped", "failed", "silent", "paused", "waiting", "training"] = "finished"
     """How it ends, or what it does when the script is over."""
@@ -64,6 +65,16 @@ class Recording:
     record: RunRecord = field(init=False)
     monitor: Monitor = field(init=False)
     dice: random.Random = field(init=False)
+    devices: dict[str, dict[str, float | int]] = field(default_factory=dict)
+    """Node -> figures that are other than a healthy one's."""
+    has_broker: bool = True
+    """Whether the broker tells its figures."""
+    num_messages_dropped: int = 0
+    telemetry: dict[str, int] = field(default_factory=dict)
+    server: dict[str, float] = field(default_factory=dict)
+    """The aggregator's own figures that are other than a healthy one's."""
+    silent: set[str] = field(default_factory=set)
+    """Nodes of whom nothing is heard."""
 
     def __post_init__(self) -> None:
         script = self.script
@@ -71,7 +82,7 @@ class Recording:
             "run": script.run,
             "num_rounds": script.num_rounds,
             "data": {"name": script.dataset},
-            "rounds": {"min_nodes": script.num_nodes},
+            "rounds": {"min_nodes": script.num_nodes, "deadline_seconds": script.deadline_seconds},
         }
         settings = parse_settings(values)
         names = NAMES if script.num_classes == len(NAMES) else tuple(f"class {index}" for index in range(script.num_classes))
@@ -92,22 +103,41 @@ class Recording:
         """The moment."""
         return self.script.started_ns + int(self.now * SECOND)
 
-    def play(self) -> Path:
-        """Record the whole run; return its folder."""
+    def begin(self) -> None:
+        """Start the aggregator, and let the nodes join."""
         script = self.script
         self.keep(self.monitor.started(self.now, self.now_ns, self.record.begin_life(self.now_ns)))
         for node in self.nodes if script.ends != "waiting" else self.nodes[:1]:
-            self.say(f"nodes/{node}/status", self._status(node))
-        num_done = script.num_rounds if script.num_done is None else script.num_done
-        for number in range(1, num_done + 1):
+            self.say(f"nodes/{node}/status", self.status(node))
+
+    def train(self, first: int, last: int) -> None:
+        """Train some rounds."""
+        for number in range(first, last + 1):
             self.state("training", number)
             self.record.note_awaited(self.nodes)
-            self.pass_time(script.round_seconds)
+            self.pass_time(self.script.round_seconds)
             self.record.note_evaluating()
             self.keep(self.monitor.tick(self.now, self.now_ns, self._figures))
             self.now += 0.001
             self.record.add_result(self._result(number), self.now_ns)
             self._report_round(number)
+
+    def restart(self, seconds: float) -> None:
+        """Let the aggregator be away, and take up the run."""
+        self.now += seconds
+        settings, names = self.record.settings, self.record.class_names
+        self.record = RunRecord(out_dir=self.folder, settings=settings, num_nodes=self.script.num_nodes, class_names=names, is_resumed=True)
+        self.record.open(DIGEST)
+        self.monitor = Monitor(self.record)
+        self.begin()
+
+    def play(self) -> Path:
+        """Record the whole run; return its folder."""
+        script = self.script
+        self.begin()
+        num_done = script.num_rounds if script.num_done is None else script.num_done
+        self.train(1, num_done)
+        self.silent |= script.quiet | script.offline
         for node in sorted(script.offline):
             self.say(f"nodes/{node}/status", NodeStatus(node=node, online=False, instance="i1"))
         self._end(num_done)
@@ -155,13 +185,14 @@ class Recording:
             step = min(float(self.script.sample_seconds), until - self.now)
             self.now += step
             for node in self.nodes:
-                if node not in self.script.quiet | self.script.offline or self.record.so_far.num_done < (self.script.num_done or 0):
+                if node not in self.silent:
                     self._report(node, 0, [self._device(node)])
-            for name, value in self._broker():
+            for name, value in self._broker() if self.has_broker else ():
                 self.monitor.take(Delivered(topic=f"$SYS/broker/{name}", payload=value, retained=True), self.now, self.now_ns)
             self.keep(self.monitor.tick(self.now, self.now_ns, self._figures))
 
-    def _status(self, node: str) -> NodeStatus:
+    def status(self, node: str) -> NodeStatus:
+        """Return what a node says of itself when it joins."""
         problem = "the disk is full" if node in self.script.unfit else ""
         return NodeStatus(node=node, online=True, instance="i1", num_examples=1200, num_cores=4, memory_bytes=4 << 30, problem=problem)
 
@@ -182,7 +213,7 @@ class Recording:
             "network_sent_bytes": int(self.now * 1e5),
             "network_received_bytes": int(self.now * 1e5),
             "certificate_days": 200.0,
-        }
+        } | self.devices.get(node, {})
         return MetricPoint(measurement="device", time_ns=self.now_ns + self.nodes.index(node), fields=fields)
 
     def _broker(self) -> Iterator[tuple[str, bytes]]:
@@ -190,7 +221,7 @@ class Recording:
         yield "clients/total", str(self.script.num_nodes + 3).encode()
         yield "messages/received", str(int(self.now * 10)).encode()
         yield "messages/sent", str(int(self.now * 12)).encode()
-        yield "publish/messages/dropped", b"0"
+        yield "publish/messages/dropped", str(self.num_messages_dropped).encode()
         yield "store/messages/count", b"100"
         yield "store/messages/bytes", b"100000"
         yield "retained messages/count", b"90"
@@ -201,7 +232,7 @@ class Recording:
     def _figures(self) -> dict[str, dict[str, Any]]:
         telemetry = {"recorded_points": self.record.journal.num_recorded, "rejected_points": 0, "dropped_points": 0, "rejected_payloads": 0}
         telemetry |= {"written_points": self.record.journal.num_recorded, "waiting_bytes": 0}
-        return {"telemetry": telemetry, "run": {"disk_used": 0.3, "process_memory_bytes": 800 << 20}}
+        return {"telemetry": telemetry | self.telemetry, "run": {"disk_used": 0.3, "process_memory_bytes": 800 << 20} | self.server}
 
     def _result(self, number: int) -> RoundResult:
         script, classes = self.script, self.script.num_classes
@@ -248,6 +279,8 @@ class Recording:
     def _report_round(self, number: int) -> None:
         accuracy = self.record.so_far.accuracy or 0.0
         for index, node in enumerate(self.nodes):
+            if node in self.silent:
+                continue
             moment = self.now_ns + index
             train = {"loss": 1.0, "download_seconds": 1.0, "train_seconds": 10.0, "samples_per_second": 400.0 + index}
             train |= {"validation_accuracy": accuracy, "validation_loss": 0.5}
