@@ -33,6 +33,15 @@ logger = logging.getLogger("prediction_server")
 MAX_BODY_BYTES = 32 << 20
 """Largest image taken; a phone's photograph has a third of it."""
 
+MAX_PIXELS = 16_000_000
+"""Of one image: a phone's photograph has 12 million. Decoding takes up to 25 bytes a pixel, and a Pi's container has 1.5 GB for all."""
+
+NUM_DECODED_AT_ONCE = 1
+"""Images decoded at a time, however many are sent: the node trains in the same memory."""
+
+DECODE_PATIENCE_SECONDS = 20.0
+"""How long a request waits for its turn before it is told to come again."""
+
 NUM_WORKERS = 4
 """Requests answered at a time; ONNX Runtime serves them from one session."""
 
@@ -102,6 +111,7 @@ class PredictionApp:
         self._model = model
         self._page = files("edge_node").joinpath("page.html").read_bytes()
         self._policy = content_policy(self._page)
+        self._turn = threading.BoundedSemaphore(NUM_DECODED_AT_ONCE)
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         """Answer one request."""
@@ -155,10 +165,14 @@ class PredictionApp:
             return HTTPStatus.REQUEST_ENTITY_TOO_LARGE, {"error": f"the image is larger than {MAX_BODY_BYTES} bytes"}
         if not body:
             return HTTPStatus.BAD_REQUEST, {"error": "send the image's bytes as the request's body"}
+        if not self._turn.acquire(timeout=DECODE_PATIENCE_SECONDS):
+            return HTTPStatus.SERVICE_UNAVAILABLE, {"error": "busy with other images: try again"}
         try:
-            picture = decode_picture(body, "the image", classifier.card.image_shape)
+            picture = decode_picture(body, "the image", classifier.card.image_shape, max_pixels=MAX_PIXELS)
         except DataError as error:
             return HTTPStatus.BAD_REQUEST, {"error": str(error)}
+        finally:
+            self._turn.release()
         predictions = classifier.classify(picture.pixels[None], top=int(top))[0]
         return HTTPStatus.OK, {
             "predictions": [asdict(prediction) for prediction in predictions],

@@ -65,20 +65,22 @@ def read_pictures(path: Path, image_shape: tuple[int, int, int]) -> list[Picture
     return [decode_picture(payload, str(path), image_shape)]
 
 
-def decode_picture(payload: bytes, name: str, image_shape: tuple[int, int, int]) -> Picture:
+def decode_picture(payload: bytes, name: str, image_shape: tuple[int, int, int], *, max_pixels: int | None = None) -> Picture:
     """Return the image of a file's bytes.
 
     Args:
         payload: PNG, JPEG, TIFF, BMP or DICOM, from anywhere.
         name: for the error and the result.
         image_shape: channels, height, width the model takes.
+        max_pixels: of the image as it is stored; `MAX_PIXELS` by default.
 
     Raises:
         DataError: the bytes are no such image, too many pixels, or can't be converted.
     """
     notices: list[str] = []
+    max_pixels = MAX_PIXELS if max_pixels is None else max_pixels
     try:
-        image = Image.fromarray(read_dicom(payload, MAX_PIXELS, notices)) if is_dicom(payload) else _open(payload, notices)
+        image = Image.fromarray(read_dicom(payload, max_pixels, notices)) if is_dicom(payload) else _open(payload, max_pixels, notices)
         return _convert(image, name, image_shape, notices)
     except DataError as error:
         raise DataError(f"{name}: {error}") from None
@@ -86,13 +88,13 @@ def decode_picture(payload: bytes, name: str, image_shape: tuple[int, int, int])
         raise DataError(f"{name}: not a readable image ({type(error).__name__}: {str(error)[:200]})") from None
 
 
-def _open(payload: bytes, notices: list[str]) -> Image.Image:
+def _open(payload: bytes, max_pixels: int, notices: list[str]) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(payload), formats=FORMATS)
     except UnidentifiedImageError:
         raise DataError(f"not a {', '.join(FORMATS)} or DICOM image") from None
-    if image.width * image.height > MAX_PIXELS:
-        raise DataError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}: crop or shrink it")
+    if image.width * image.height > max_pixels:
+        raise DataError(f"{image.width} x {image.height} pixels are more than {max_pixels:,}: crop or shrink it")
     if getattr(image, "n_frames", 1) > 1:
         notices.append(f"first of {image.n_frames} frames")  # type: ignore[attr-defined]
     if image.mode not in EIGHT_BIT_MODES:

@@ -133,7 +133,7 @@ def test_passwords_do_not_help_outside(attacker: Attacker) -> None:
     """A wrong aggregator password inside; the right one, and plain MQTT, from outside the Compose network."""
     server = attacker.server
     password = (server.site.folder / "secrets" / "aggregator_password").read_text(encoding="utf-8")
-    login = ("mosquitto_pub", "-h", "localhost", "-i", "intruder", "-u", "aggregator", "-t", "fedmq/v1/x/state", "-m", "{}", "-q", "1")
+    login = ("mosquitto_pub", "-h", "broker-inner", "-i", "intruder", "-u", "aggregator", "-t", "fedmq/v1/x/state", "-m", "{}", "-q", "1")
     wrong = server.stack.compose("exec", "-T", "broker", *login, "-P", "wrong", check=False)
     assert wrong.returncode != 0
     assert "not authorised" in wrong.stderr

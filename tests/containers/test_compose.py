@@ -53,6 +53,16 @@ def test_containers_are_confined(server: Server) -> None:
         assert secret not in json.dumps(config), service
 
 
+def test_plain_listener_is_out_of_the_nodes_reach_and_the_health_check_is_quiet(server: Server) -> None:
+    attempts = "import socket,sys; [print(p, socket.socket().connect_ex(('broker', p))) for p in (8883, 1883)]"
+    project = server.stack.project
+    answers = docker("run", "--rm", "--network", f"{project}_fleet", f"fedmq/edge-node:{VERSION}", "python", "-c", attempts).splitlines()
+    assert answers[0] == "8883 0"
+    assert answers[1].split()[0] == "1883"
+    assert answers[1].split()[1] != "0"
+    assert server.stack.logs("broker").count(" as health ") < 10
+
+
 @pytest.mark.usefixtures("images")
 def test_edge_image_is_small_and_has_no_compiler() -> None:
     size = int(docker("image", "inspect", "--format", "{{.Size}}", f"fedmq/edge-node:{VERSION}"))

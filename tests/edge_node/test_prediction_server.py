@@ -8,6 +8,7 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from edge_node import prediction_server
 from edge_node.config import EdgeNodeConfig, parse_address
 from edge_node.prediction_server import MAX_BODY_BYTES, PredictionServer, start_prediction_server
 from federation.environment import read_environment
@@ -22,6 +24,7 @@ from federation.errors import SettingsError
 from federation.inference.conversion import Converter
 from federation.inference.graph import take_pixels, with_card
 from federation.inference.model_file import replace_file
+from federation.inference.pictures import decode_picture
 from tests.inference.networks import MNIST_CNN, card_of, digits, digits_params
 
 
@@ -172,6 +175,33 @@ def send_until_closed(connection: socket.socket, block: bytes, num_blocks: int) 
             break
         sent += len(block)
     return sent
+
+
+def test_images_of_many_pixels_are_refused_and_others_decoded_one_at_a_time(
+    server: PredictionServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight PNGs of 64 million pixels at once, 200 KB each on the wire, took all the memory of a Pi's container."""
+    replace_file(tmp_path / "current.onnx", trained_model())
+    busy: list[int] = []
+    most: list[int] = []
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        busy.append(1)
+        most.append(len(busy))
+        try:
+            return decode_picture(*arguments, **options)
+        finally:
+            busy.pop()
+
+    monkeypatch.setattr(prediction_server, "decode_picture", counted)
+    for side, expected in ((8000, 400), (1000, 200)):
+        file = io.BytesIO()
+        Image.new("L", (side, side), 7).save(file, "PNG")
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(lambda body: ask(server, "POST", "/predict", body), [file.getvalue()] * 8))
+        assert [status for status, _ in answers] == [expected] * 8
+        assert expected == 200 or "crop or shrink it" in answers[0][1]["error"]
+    assert max(most) == 1
 
 
 def test_the_page_s_policy_allows_its_own_script_alone(server: PredictionServer) -> None:
