@@ -15,8 +15,8 @@ from federation.chunk_format import HEADER, count_chunks
 from federation.errors import CheckpointError
 from federation.messages import MAX_MESSAGE_BYTES, Digest, Transfer, parse
 
-NUM_CLEARED_AGAIN = 16
-"""More rounds than are cleared between two snapshots of a broker (broker/mosquitto.conf: ten seconds)."""
+NUM_CLEARED_AGAIN = 64
+"""More rounds than are cleared between two snapshots of a server's broker (broker/server.conf: a minute), of a second each."""
 
 
 class KeptRound(BaseModel):
