@@ -11,7 +11,7 @@ Yin et al., "Byzantine-Robust Distributed Learning: Towards Optimal Statistical 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from federation.params import Array
 
 class FedMedian(Algorithm):
     """Coordinate-wise median. Set down and up: model."""
+
+    min_updates: ClassVar[int] = 3
+    """Of two, the median is the mean, which one of them moves at will."""
 
     class Settings(Algorithm.Settings):
         """None of its own."""
