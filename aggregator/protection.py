@@ -112,11 +112,13 @@ def _claim(update: Update, declared: Mapping[str, int], settings: ProtectionSett
 
 def _sum_of_squares(values: Array) -> float:
     """Return the sum of squares, the same bit for bit on every machine: `np.sum` adds in an order that follows the processor's width."""
-    folded = np.square(values).ravel()
-    while folded.size > 1:
-        half = folded.size // 2
-        odd = folded[2 * half :]
-        folded = folded[:half] + folded[half : 2 * half]
-        if odd.size:
-            folded[0] += odd[0]
-    return float(folded[0]) if folded.size else 0.0
+    # In place: a fold that allocates takes twice the time.
+    folded = np.multiply(values, values).reshape(-1)
+    size = folded.size
+    while size > 1:
+        half = size // 2
+        folded[:half] += folded[half : 2 * half]
+        if size % 2:
+            folded[0] += folded[size - 1]
+        size = half
+    return float(folded[0]) if size else 0.0

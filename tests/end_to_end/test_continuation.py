@@ -6,8 +6,12 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from federation import topics
+from federation.broker_address import BrokerAddress
 from federation.messages import NodeStatus, RoundPlan, parse
+from federation.mqtt import MqttTransport
 from federation.settings import load_run_file
 from fedmq.private_broker import PrivateBroker
 from fedmq.simulate import run_simulation
@@ -94,3 +98,28 @@ def test_a_late_node_takes_part_from_the_next_round(own_mosquitto: PrivateBroker
     assert all(cohorts[number] == ["node-0", "node-1", "node-2"] for number in range(joined_after + 2, max(cohorts) + 1))
     assert max(cohorts) >= joined_after + 2
     assert all(entry["accepted"] == len(cohorts[entry["round_number"]]) for entry in read_json(out / "summary.json")["rounds"])
+
+
+@pytest.mark.slow
+def test_a_ghost_is_not_waited_for(own_mosquitto: PrivateBroker, tmp_path: Path, run_name: str) -> None:
+    """A device that died together with the broker: its retained status stays online, and no will takes it back."""
+    run_file = write_run_file(tmp_path / "run.toml", digits_run(run_name, num_rounds=2, num_nodes=2))
+    status = NodeStatus(node="node-2", online=True, instance="ghost", num_examples=100, image_shape=[1, 8, 8], num_classes=10)
+    address = BrokerAddress(host=own_mosquitto.host, port=own_mosquitto.port, username="node-2", password=own_mosquitto.passwords["node-2"])
+    ghost = MqttTransport(address, client_id="ghost", on_event=lambda _event: None)
+    ghost.start()
+    ghost.publish(str(topics.StatusTopic(run_name, "node-2")), status.to_payload(), retain=True)
+    ghost.stop(20.0)
+    assert ghost.num_pending == 0
+    with recording(own_mosquitto) as recorder, Processes(tmp_path) as processes:
+        nodes = start_workers(processes, own_mosquitto, run_name, run_file, 0, 1)
+        run = processes.start_run(own_mosquitto, run_file, tmp_path / "out")
+        wait_until(lambda: run.poll() is not None, "the run's end")
+        assert run.returncode == 0, (tmp_path / "run.log").read_text()
+        wait_until(lambda: all(node.poll() == 0 for node in nodes), "the nodes' end")
+        seen = recorder.seen()
+    plans = [message for message in seen if isinstance(topics.parse_topic(message.topic), topics.PlanTopic)]
+    assert plans
+    assert all(parse(RoundPlan, message.payload).cohort == ["node-0", "node-1"] for message in plans)
+    states = [message for message in seen if isinstance(topics.parse_topic(message.topic), topics.StateTopic)]
+    assert any(b"node-2 sits out: its status is old" in message.payload for message in states)
