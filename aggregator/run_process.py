@@ -11,6 +11,7 @@ from aggregator.config import AggregatorConfig
 from aggregator.database import Database
 from aggregator.events import TimePassed
 from aggregator.forwarder import Forwarder
+from aggregator.presence import Presence
 from aggregator.record import RunRecord
 from aggregator.telemetry import SESSION_SECONDS, Telemetry
 from aggregator.wiring import build_service
@@ -22,7 +23,7 @@ from federation.mqtt import BrokerAddress, MqttTransport
 from federation.process import SYSTEM_CLOCK, Process, set_up_logging
 from federation.settings import load_run_file
 from federation.signing import Signer, TrustedKeys
-from federation.transport import OnEvent
+from federation.transport import OnEvent, Will
 
 logger = logging.getLogger("aggregator")
 
@@ -55,7 +56,8 @@ def lead_run(environ: Mapping[str, str], ending: Ending) -> int:
         settings = load_run_file(config.run_file)
         config.state_dir.mkdir(parents=True, exist_ok=True)
         process = Process(ending, heartbeat=config.state_dir / "heartbeat")
-        transport = _connect(config, settings.run, process.put)
+        presence = Presence(settings.run, instance=secrets.token_hex(8))
+        transport = _connect(config, settings.run, presence.watch(process.put), presence.will)
         service = build_service(
             settings=settings,
             dataset=load_dataset(settings.data, data_dir=config.data_dir, cache_dir=config.cache_dir),
@@ -78,11 +80,15 @@ def lead_run(environ: Mapping[str, str], ending: Ending) -> int:
         return 1
     telemetry = build_telemetry(config, service.record, is_superseded=lambda: service.is_superseded)
     telemetry.start()
+    presence.start(transport)
     transport.start()
     process.run(service, time_passed=TimePassed())
     process.drain()
     stopped = service.stopped
-    transport.stop(ending.limit(STOP_SECONDS if stopped else GOODBYE_SECONDS))
+    presence.stop()
+    # Fenced off, it leaves the last word to its successor.
+    goodbye = None if stopped and stopped.is_fenced else (presence.will.topic, presence.will.payload)
+    transport.stop(ending.limit(STOP_SECONDS if stopped else GOODBYE_SECONDS), final=goodbye)
     # Where it could not go on, nobody was asked to leave, and whoever resumes the run takes the session up.
     has_ended = stopped is not None and not stopped.failed
     telemetry.stop(ending.limit(STOP_SECONDS if has_ended else INTERRUPTED_SECONDS), has_ended=has_ended)
@@ -93,12 +99,12 @@ def lead_run(environ: Mapping[str, str], ending: Ending) -> int:
     return 1 if stopped.failed else 0
 
 
-def _connect(config: AggregatorConfig, run: str, on_event: OnEvent) -> MqttTransport:
+def _connect(config: AggregatorConfig, run: str, on_event: OnEvent, will: Will) -> MqttTransport:
     # An identity of its own for each process: a zombie must not throw its successor off the broker, but read there that it
     # has been succeeded. What is missed without a session is retained.
     client_id = f"{run}-aggregator-{secrets.token_hex(4)}"
     address = BrokerAddress.from_environment(config)
-    return MqttTransport(address, client_id=client_id, on_event=on_event, session_expiry_seconds=SESSION_EXPIRY_SECONDS)
+    return MqttTransport(address, client_id=client_id, on_event=on_event, will=will, session_expiry_seconds=SESSION_EXPIRY_SECONDS)
 
 
 def build_telemetry(config: AggregatorConfig, record: RunRecord, *, is_superseded: Callable[[], bool] = lambda: False) -> Telemetry:

@@ -16,7 +16,7 @@ import psutil
 from edge_node.config import EdgeNodeConfig
 from edge_node.device import DeviceSampler
 from edge_node.device_report import DeviceReporter
-from edge_node.discovery import RunFinder
+from edge_node.discovery import RunFinder, RunFollower
 from edge_node.events import Stop, TimePassed
 from edge_node.inference import OnnxDeployer
 from edge_node.learner import LocalLearner, NodeData, load_node_data
@@ -81,17 +81,18 @@ def _serve_runs(config: EdgeNodeConfig, data: NodeData | None, problem: str, sig
     if config.run is not None:
         return _take_part(config, config.run, data, problem, signer, ending)
     # A node told no run serves one after the other, for as long as it is on.
-    while not ending.is_due and (run := _find_run(config, ending)) is not None:
+    run: str | None = None
+    while not ending.is_due and (run := _find_run(config, ending, avoid=run)) is not None:
         if status := _take_part(config, run, data, problem, signer, ending):
             return status
     return 0
 
 
-def _find_run(config: EdgeNodeConfig, ending: Ending) -> str | None:
+def _find_run(config: EdgeNodeConfig, ending: Ending, *, avoid: str | None) -> str | None:
     """Return an active run's name; None when the process must end or the broker refused us."""
     process = Process(ending, heartbeat=config.state_dir / "heartbeat")
     transport = MqttTransport(BrokerAddress.from_environment(config), client_id=f"{config.node}-finder", on_event=process.put)
-    finder = RunFinder(transport)
+    finder = RunFinder(transport, avoid=avoid)
     transport.start()
     process.run(finder, time_passed=TimePassed())
     process.drain()
@@ -131,7 +132,8 @@ def _take_part(config: EdgeNodeConfig, run: str, data: NodeData | None, problem:
     reporter = DeviceReporter(sampler, transport, run=run, node=config.node, clock=SYSTEM_CLOCK)
     transport.start()
     reporter.start()
-    process.run(service, time_passed=TimePassed())
+    follower = None if config.run else RunFollower(service, run=run, transport=transport)
+    process.run(follower or service, time_passed=TimePassed())
     process.drain()
     reporter.stop()
     transport.stop(ending.limit(STOP_SECONDS), final=service.offline_status())

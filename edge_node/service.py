@@ -109,7 +109,7 @@ class EdgeNodeService:
             deployer=deployer,
             spool=spool,
             run=run,
-            followed_round=lambda: participant.round_number,
+            followed_round=lambda: participant.round_number if self.stopped is None else None,
             publish=self._publish_metrics,
             clock=clock,
         )

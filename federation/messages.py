@@ -99,6 +99,15 @@ class RunState(Message):
     """The whole run file, from which `fedmq recover` and `fedmq replay` know what is trained."""
 
 
+class AggregatorStatus(Message):
+    """Whether a process leads the run: said as it connects and every 20 s, and taken back by its goodbye or its will."""
+
+    run: Name
+    online: bool
+    instance: Tag
+    """Random per process: tells a successor's word from a twin's last one."""
+
+
 class NodeStatus(Message):
     """What a node is; published by itself when it joins and by its will when it vanishes."""
 

@@ -55,6 +55,16 @@ class ControlTopic:
 
 
 @dataclass(frozen=True, slots=True)
+class AggregatorTopic:
+    """`aggregator`: whether a process leads the run now. Retained, by the aggregator and its will."""
+
+    run: str
+
+    def __str__(self) -> str:
+        return f"{PREFIX}/{self.run}/aggregator"
+
+
+@dataclass(frozen=True, slots=True)
 class RejectionsTopic:
     """`rejections`: what the aggregator could not use, by node and reason. Retained, by the aggregator; nodes can't read it."""
 
@@ -183,6 +193,7 @@ class MetricsTopic:
 Topic: TypeAlias = (
     StateTopic
     | ControlTopic
+    | AggregatorTopic
     | RejectionsTopic
     | StatusTopic
     | PlanTopic
@@ -216,6 +227,8 @@ def parse_topic(topic: str) -> Topic:
             return StateTopic(_name(run, topic))
         case [run, "control"]:
             return ControlTopic(_name(run, topic))
+        case [run, "aggregator"]:
+            return AggregatorTopic(_name(run, topic))
         case [run, "rejections"]:
             return RejectionsTopic(_name(run, topic))
         case [run, "nodes", node, "status"]:
@@ -253,6 +266,11 @@ def _parse_round_topic(run: str, round_number: int, rest: list[str], topic: str)
 def state_filter_of_all_runs() -> str:
     """Return the filter a node without a configured run uses to find one."""
     return f"{PREFIX}/+/state"
+
+
+def aggregator_filter_of_all_runs() -> str:
+    """Return the filter of which runs are led."""
+    return f"{PREFIX}/+/aggregator"
 
 
 def rejections_filter_of_all_runs() -> str:

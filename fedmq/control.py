@@ -12,8 +12,8 @@ import typer
 
 from federation import topics
 from federation.broker_address import BrokerAddress
-from federation.errors import ArchiveError, TransportError
-from federation.messages import Control, RunState, parse
+from federation.errors import ArchiveError, RemoteProtocolError, TransportError
+from federation.messages import AggregatorStatus, Control, RunState, parse
 from federation.mqtt import MqttTransport
 from federation.transport import Connected, Delivered, TransportEvent
 from fedmq import console
@@ -139,17 +139,21 @@ def _wish(
     with sentences():
         environment = command_environment(broker_host=host, broker_port=port, broker_username=username, broker_password_file=password_file)
         address = BrokerAddress.from_environment(environment)
-        is_heeded = send_wish(address, Control(run=run, wanted=wanted, reason=reason))
+        is_heeded, is_led = send_wish(address, Control(run=run, wanted=wanted, reason=reason))
     if as_json:
-        print_json({"run": run, "wanted": wanted, "heeded": is_heeded})
+        print_json({"run": run, "wanted": wanted, "heeded": is_heeded, **({} if is_heeded else {"led": is_led})})
     elif is_heeded:
         console.out.print(f"{run}: {wanted} heeded", markup=False)
     else:
-        console.out.print(f"{run}: {wanted} is on the broker; no aggregator has heeded it yet, the next to lead the run will", markup=False)
+        lead = "no aggregator leads this run" if is_led is False else "no aggregator has heeded it yet"
+        text = f"{run}: {wanted} is on the broker, but {lead}: the next to lead the run heeds it (`fedmq run FILE --resume`)"
+        console.out.print(text, markup=False)
 
 
-def send_wish(address: BrokerAddress, control: Control) -> bool:
-    """Leave a wish on the broker; return whether an aggregator has heeded it within some seconds.
+def send_wish(address: BrokerAddress, control: Control) -> tuple[bool, bool | None]:
+    """Leave a wish on the broker; return whether an aggregator has heeded it within some seconds, and whether one leads the run.
+
+    The second is None where the broker holds no word of an aggregator.
 
     Raises:
         TransportError: the broker can't be reached, or does not let this identity lead runs.
@@ -164,6 +168,9 @@ def send_wish(address: BrokerAddress, control: Control) -> bool:
             raise TransportError(f"the broker can't be reached: {getattr(event, 'reason', 'it does not answer')}")
         transport.subscribe([topic, state_topic])
         state = before = _first_state(inbox, state_topic, control.run)
+        presence_topic = str(topics.AggregatorTopic(control.run))
+        transport.subscribe([presence_topic])
+        is_led: bool | None = None
         transport.publish(topic, control.to_payload(), retain=True)
         is_taken = is_cleared = False
         give_up_at, acknowledged_at = time.monotonic() + HEED_SECONDS, None
@@ -175,19 +182,21 @@ def send_wish(address: BrokerAddress, control: Control) -> bool:
             event = _next(inbox, time.monotonic() + POLL_SECONDS)
             if isinstance(event, Delivered) and event.topic == state_topic:
                 state = event.payload
+            elif isinstance(event, Delivered) and event.topic == presence_topic:
+                is_led = _is_online(event.payload)
             elif isinstance(event, Delivered):
                 # Ours comes back to us as to every subscriber; cleared, it comes as an empty payload.
                 is_taken |= event.payload == control.to_payload()
                 is_cleared = is_taken and not event.payload
             if _is_heeded(control, parse(RunState, state), is_cleared=is_cleared, has_changed=state != before):
-                return True
+                return True, True
     finally:
         transport.stop(SEND_SECONDS)
     if not is_taken:
         raise TransportError(
             f"the broker did not take it: {control.wanted} needs the aggregator's user name and password (FEDMQ_BROKER_USERNAME)"
         )
-    return False
+    return False, is_led
 
 
 def _first_state(inbox: queue.Queue[TransportEvent], topic: str, run: str) -> bytes:
@@ -202,6 +211,13 @@ def _next(inbox: queue.Queue[TransportEvent], give_up_at: float) -> TransportEve
     try:
         return inbox.get(timeout=max(0.0, give_up_at - time.monotonic()))
     except queue.Empty:
+        return None
+
+
+def _is_online(payload: bytes) -> bool | None:
+    try:
+        return parse(AggregatorStatus, payload).online
+    except RemoteProtocolError:
         return None
 
 

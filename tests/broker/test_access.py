@@ -26,6 +26,7 @@ def written_by_aggregator(run: str) -> list[str]:
     """Every topic that the aggregator writes, the acks as node 0's."""
     return [
         str(topics.StateTopic(run)),
+        str(topics.AggregatorTopic(run)),
         str(topics.PlanTopic(run, 1)),
         str(topics.GlobalChunkTopic(run, 1, 0)),
         str(topics.GlobalManifestTopic(run, 1)),

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from fedmq.private_broker import PrivateBroker
-from tests.end_to_end.processes import Processes, digits_run, wait_until, write_run_file
+from tests.cli.command import fedmq
+from tests.end_to_end.processes import WAIT_SECONDS, Processes, digits_run, wait_until, write_run_file
 
 pytestmark = [pytest.mark.mosquitto, pytest.mark.slow]
 
@@ -120,6 +121,22 @@ def test_node_that_was_told_no_run_is_stopped_while_it_takes_part(stage: Stage) 
 def test_node_that_looks_for_a_run_is_stopped(stage: Stage) -> None:
     node = stage.node(run="")
     wait_until(stage.says("node-0.log", "waiting for an active run"), "its search", [node])
+    assert stage.ends(node, signal.SIGTERM, "node-0.log") == 0
+
+
+def test_node_leaves_a_run_that_nobody_leads_for_one_that_is_led(stage: Stage) -> None:
+    """Switching runs before the first was finished stranded every device in it until somebody restarted it."""
+    first, node = stage.aggregator(), stage.node(run="")
+    wait_until(lambda: (stage.folder / "state" / "node-0" / RUN / "1" / "global.safetensors").exists(), "the model", [first, node])
+    assert stage.ends(first, signal.SIGTERM, "aggregator.log") == 3
+    login = ("--host", stage.broker.host, "--port", str(stage.broker.port), "--username", "aggregator")
+    stopped = fedmq("stop", RUN, *login, "--password-file", str(stage.folder / "aggregator.password"))
+    assert (stopped.status, "no aggregator leads this run" in " ".join(stopped.stdout.split())) == (0, True), stopped
+    write_run_file(stage.run_file, digits_run("next", num_rounds=1, num_nodes=1))
+    (stage.folder / "out").rename(stage.folder / "out-of-the-first")
+    second = stage.aggregator()
+    assert second.wait(WAIT_SECONDS) == 0
+    assert stage.says("node-0.log", "has lost its aggregator, and run 'next' is led")()
     assert stage.ends(node, signal.SIGTERM, "node-0.log") == 0
 
 

@@ -14,6 +14,7 @@ indices = st.integers(0, 9_999_999_999)
 all_topics: st.SearchStrategy[t.Topic] = st.one_of(
     st.builds(t.StateTopic, names),
     st.builds(t.ControlTopic, names),
+    st.builds(t.AggregatorTopic, names),
     st.builds(t.RejectionsTopic, names),
     st.builds(t.StatusTopic, names, names),
     st.builds(t.PlanTopic, names, round_numbers),
