@@ -338,6 +338,8 @@ class Coordinator:
         if self.phase is Phase.COLLECTING and self._round is not None:
             return [*effects, *self._round.ask_overdue(now), *self._close_if_due(now)]
         if self.phase is Phase.WAITING and self._attendance.ends_at is not None and now >= self._attendance.ends_at:
+            # Whether or not a round can open: it would be due for ever.
+            self._attendance.end_roll(now, self._roster.online())
             return [*effects, *(self._open_round_if_possible(now) or self._say())]
         return [*effects, *self._leave_if_due(now)]
 

@@ -457,3 +457,16 @@ def test_bytes_up_counts_everything_that_came_for_the_round() -> None:
     (published,) = of(PublishResult, machine.handle(EvaluationFinished(round_number=1, evaluation=None), 4.0))
     assert published.result.bytes_up == 200
     assert published.result.bytes_down == 2000
+
+
+def test_run_that_waits_for_its_nodes_sleeps() -> None:
+    """The roll call of its start was due for ever: the process was busy doing nothing, and no longer heard its nodes."""
+    machine = coordinator(settings())
+    machine.handle(SessionOpened(session_present=False), 0.0)
+    now = 1.0
+    for _ in range(10):
+        machine.handle(TimePassed(), now)
+        if machine.wake_at is None:
+            return
+        now = max(now, machine.wake_at)
+    raise AssertionError(f"still due at {machine.wake_at}, and it is {now}")
