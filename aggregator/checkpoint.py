@@ -4,7 +4,7 @@
 {state_dir}/{run}/globals/{digest}.safetensors        a global model, named by its digest
 {state_dir}/{run}/globals/{digest}.safetensors        the strategy's state, likewise, if the rule has any
 {state_dir}/{run}/updates/{instance}/       updates of the open round, of one process
-{state_dir}/{run}/finished/, retained.json  finished rounds (aggregator/round_keeper.py)
+{state_dir}/{run}/finished/, retained.jsonl  finished rounds (aggregator/round_keeper.py)
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""The run's record on disk: summary.json, metrics.jsonl and the model, true after every round."""
+"""The run's record on disk: summary.json, metrics.jsonl and the model.
+
+The journal is true after every round. The summary holds all rounds and would cost each round more than the one before: in a long
+run it is written after every fiftieth part of its rounds, at the end, and when the run is taken up again.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +27,10 @@ from federation.rejections import Rejections
 from federation.settings import RunSettings
 
 logger = logging.getLogger("aggregator")
+
+SUMMARY_PART = 50
+"""The summary is written when it lacks a fiftieth of the rounds it would hold: after each of the first fifty, and in all about
+fifty entries' worth of writing a round, however long the run."""
 
 _SCORES = ("accuracy", "f1_macro", "f1_weighted", "auc", "loss")
 _COUNTS = ("accepted", "rejected", "discarded", "stragglers", "bytes_up", "bytes_down")
@@ -56,6 +64,8 @@ class RunRecord:
     _rounds: list[dict[str, Any]] = field(default_factory=list)
     _final: dict[str, Any] = field(default_factory=lambda: _final_scores(None))
     _global_digest: str = ""
+    _num_written: int = 0
+    """Rounds that the summary on disk holds."""
 
     def __post_init__(self) -> None:
         self.journal = Journal(self.out_dir / "metrics.jsonl")
@@ -150,11 +160,13 @@ class RunRecord:
 
     def add_result(self, result: RoundResult, time_ns: int) -> None:
         """Record a finished round; a round that a restart repeated replaces its first record."""
-        self._rounds = [entry for entry in self._rounds if entry["round_number"] < result.round_number]
+        while self._rounds and self._rounds[-1]["round_number"] >= result.round_number:
+            self._rounds.pop()
         self._add_entry(result)
         self._global_digest = result.next_global_digest
         self._record_points(self._points_of(result, time_ns))
-        self._write_summary()
+        if len(self._rounds) - self._num_written >= len(self._rounds) / SUMMARY_PART or len(self._rounds) <= self._num_written:
+            self._write_summary()
 
     def _add_entry(self, result: RoundResult) -> None:
         self._rounds.append(summary_entry(result, self._rounds[-1] if self._rounds else None))
@@ -237,6 +249,7 @@ class RunRecord:
             "rejected_payloads": self.rejections.counts,
         }
         write_atomically(self.out_dir / "summary.json", json.dumps(summary, indent=1).encode())
+        self._num_written = len(self._rounds)
 
 
 def summary_entry(result: RoundResult, previous: Mapping[str, Any] | None) -> dict[str, Any]:

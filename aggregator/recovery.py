@@ -84,7 +84,7 @@ def recover(run: str, broker: BrokerRounds, *, state_dir: Path, out_dir: Path, t
             )
         raise ArchiveError(f"no round of {run!r} is finished, so nothing is lost: start it again with --resume")
     archive = Archive(out_dir / "rounds")
-    retention = Retention(store.folder / "retained.json", budget_bytes=2**63)
+    retention = Retention(store.folder / "retained.jsonl", budget_bytes=2**63)
     found = _gather(run, broker, archive, retention, trusted_keys)
     newest = max(found.results)
     if found.ending is None or (state.result_digest != found.ending.link.result_digest and not _is_newer(state, newest)):

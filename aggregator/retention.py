@@ -2,43 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ConfigDict
 
-from aggregator.checkpoint import write_atomically
+from aggregator.ledger_file import KeptRound, LedgerFile
 from aggregator.round_folder import RoundFolder, read_payload
 from federation import topics
 from federation.chunk_format import HEADER, count_chunks
-from federation.errors import CheckpointError
-from federation.messages import MAX_MESSAGE_BYTES, Digest, Transfer, parse
+from federation.messages import MAX_MESSAGE_BYTES, Transfer, parse
 
 NUM_CLEARED_AGAIN = 64
 """More rounds than are cleared between two snapshots of a server's broker (broker/server.conf: a minute), of a second each."""
-
-
-class KeptRound(BaseModel):
-    """One finished round as the broker holds it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    result_digest: Digest
-    num_bytes: int
-    """Of all its retained payloads."""
-    num_chunks: dict[str, int]
-    """By transfer: `global`, `strategy`, `updates/{node}`."""
-    stage: Literal["kept", "clearing", "cleared"] = "kept"
-    is_suspect: bool = False
-    """Found damaged on the broker: to be published again from the archive."""
-
-
-class _LedgerFile(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    version: Literal[1] = 1
-    rounds: dict[int, KeptRound]
 
 
 class Retention:
@@ -53,19 +30,17 @@ class Retention:
     """
 
     def __init__(self, file: Path, *, budget_bytes: int) -> None:
-        self._file = file
+        self._file = LedgerFile(file)
         self._budget_bytes = budget_bytes
-        self._rounds: dict[int, KeptRound] = {}
-        if file.exists():
-            try:
-                self._rounds = dict(_LedgerFile.model_validate_json(file.read_bytes()).rounds)
-            except (ValidationError, OSError) as error:
-                raise CheckpointError(f"{file} is damaged: {error}; delete it, and older rounds stay on the broker") from None
+        self._rounds = self._file.rounds
+        self._num_bytes = sum(map(_kept_bytes, self._rounds.values()))
+        self._leaving = {number for number, kept in self._rounds.items() if kept.stage != "kept"}
+        """Rounds that are being cleared, or were lately: few, however many are kept."""
 
     @property
     def num_bytes(self) -> int:
         """What the kept rounds take on the broker."""
-        return sum(kept.num_bytes for kept in self._rounds.values() if kept.stage == "kept")
+        return self._num_bytes
 
     def stage_of(self, round_number: int) -> str | None:
         """Return `kept`, `clearing` or `cleared`; None for a round not known here."""
@@ -74,37 +49,33 @@ class Retention:
 
     def add(self, round_number: int, kept: KeptRound) -> None:
         """Take in a finished round that is on the broker and in the archive; it replaces what was known of it."""
-        self._rounds[round_number] = kept
-        self._save()
+        self._write({round_number: kept})
 
     def begin_clearing(self) -> None:
         """Mark the oldest rounds above the budget as to be cleared."""
-        is_changed = False
-        for round_number in sorted(self._rounds):
-            if self.num_bytes <= self._budget_bytes:
+        surplus = self._num_bytes - self._budget_bytes
+        changes: dict[int, KeptRound | None] = {}
+        for round_number, kept in self._rounds.items():
+            if surplus <= 0:
                 break
-            if self._rounds[round_number].stage == "kept":
-                self._set_stage(round_number, "clearing")
-                is_changed = True
-        if is_changed:
-            self._save()
+            if kept.stage == "kept":
+                surplus -= kept.num_bytes
+                changes[round_number] = self._at_stage(round_number, "clearing")
+        self._write(changes)
 
     def clearing(self) -> list[int]:
         """Return the rounds whose clearing has begun and is not known to be complete."""
-        return sorted(number for number, kept in self._rounds.items() if kept.stage == "clearing")
+        return self._in_stage("clearing")
 
     def finish_clearing(self, round_number: int) -> None:
-        """Note that nothing of a round is left on the broker."""
-        self._set_stage(round_number, "cleared")
-        self._save()
+        """Note that nothing of a round is left on the broker; those cleared long before it are forgotten."""
+        cleared = sorted({*self._in_stage("cleared"), round_number})
+        forgotten: dict[int, KeptRound | None] = dict.fromkeys(cleared[:-NUM_CLEARED_AGAIN])
+        self._write({round_number: self._at_stage(round_number, "cleared")} | forgotten)
 
     def clear_again(self) -> None:
         """Mark the rounds that were cleared last as to be cleared: a broker's snapshot may have brought them back."""
-        cleared = sorted(number for number, kept in self._rounds.items() if kept.stage == "cleared")
-        for round_number in cleared[-NUM_CLEARED_AGAIN:]:
-            self._set_stage(round_number, "clearing")
-        if cleared:
-            self._save()
+        self._write({number: self._at_stage(number, "clearing") for number in self._in_stage("cleared")})
 
     def missing(self, result_digests: dict[int, str], *, before_round: int) -> list[int]:
         """Return the rounds that should be on the broker and are not there as they were published.
@@ -135,11 +106,22 @@ class Retention:
                 yield str(chunk_topic(run, round_number, transfer, index))
         yield str(topics.PlanTopic(run, round_number))
 
-    def _set_stage(self, round_number: int, stage: Literal["clearing", "cleared"]) -> None:
-        self._rounds[round_number] = self._rounds[round_number].model_copy(update={"stage": stage})
+    def _in_stage(self, stage: Literal["clearing", "cleared"]) -> list[int]:
+        return sorted(number for number in self._leaving if self._rounds[number].stage == stage)
 
-    def _save(self) -> None:
-        write_atomically(self._file, _LedgerFile(rounds=self._rounds).model_dump_json().encode(), durable=True)
+    def _at_stage(self, round_number: int, stage: Literal["clearing", "cleared"]) -> KeptRound:
+        return self._rounds[round_number].model_copy(update={"stage": stage})
+
+    def _write(self, changes: Mapping[int, KeptRound | None]) -> None:
+        before = sum(_kept_bytes(self._rounds.get(number)) for number in changes)
+        self._file.write(changes)
+        self._num_bytes += sum(map(_kept_bytes, changes.values())) - before
+        self._leaving -= changes.keys()
+        self._leaving |= {number for number, kept in changes.items() if kept is not None and kept.stage != "kept"}
+
+
+def _kept_bytes(kept: KeptRound | None) -> int:
+    return kept.num_bytes if kept is not None and kept.stage == "kept" else 0
 
 
 def measure(folder: RoundFolder, result_digest: str) -> KeptRound:

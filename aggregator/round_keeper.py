@@ -4,7 +4,7 @@
     check (after a broker's crash) --> publish again what it lost
 
 {state_dir}/{run}/finished/{round}/   staged, until archived; result.json is written last
-{state_dir}/{run}/retained.json       what the broker holds
+{state_dir}/{run}/retained.jsonl       what the broker holds
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from threading import Lock
 
 from aggregator.archive import Archive
 from aggregator.checkpoint import write_atomically
-from aggregator.retention import KeptRound, Retention, chunk_topic, manifest_topic, measure
+from aggregator.ledger_file import KeptRound
+from aggregator.retention import Retention, chunk_topic, manifest_topic, measure
 from aggregator.round_folder import RoundFolder, read_payload
 from federation import topics
 from federation.chunks import ChunkedFile
@@ -66,7 +67,7 @@ class RoundKeeper:
         self.spoken: Callable[[str, bytes], None] = lambda _topic, _payload: None
         """Told of everything that is published again."""
         self._transport = transport
-        self._retention = Retention(folder / "retained.json", budget_bytes=budget_bytes)
+        self._retention = Retention(folder / "retained.jsonl", budget_bytes=budget_bytes)
         self._staging.mkdir(parents=True, exist_ok=True)
         sync(folder)
         self._lock = Lock()

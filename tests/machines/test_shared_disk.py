@@ -12,7 +12,7 @@ from tests.machines.federation_pair import FederationPair
 
 
 def test_two_writers_of_one_file_leave_it_whole(tmp_path: Path) -> None:
-    file, failures = tmp_path / "retained.json", []
+    file, failures = tmp_path / "retained.jsonl", []
     begin = threading.Barrier(2)
 
     def write(content: bytes) -> None:
@@ -64,7 +64,7 @@ def test_zombie_that_has_archived_a_round_leaves_the_ledger_to_its_successor(tmp
     pair.aggregator.kill()
     pair.start_aggregator(is_resuming=True)
     pair.run(until=lambda: pair.aggregator_service._coordinator.phase.name == "COLLECTING")
-    ledger = tmp_path / "aggregator" / "pair" / "retained.json"
+    ledger = tmp_path / "aggregator" / "pair" / "retained.jsonl"
     ledger.write_bytes(b"the successor's")
     zombie.take(RoundsArchived())
     assert zombie.stopped is not None

@@ -10,6 +10,7 @@ import pytest
 
 from aggregator.archive import Archive
 from aggregator.coordinator import CHECK_SECONDS
+from aggregator.ledger_file import LedgerFile
 from federation.memory_transport import InMemoryTransport
 from tests.machines.federation_pair import FederationPair
 
@@ -42,8 +43,8 @@ def test_all_rounds_stay_while_the_budget_allows_and_each_is_archived(tmp_path: 
         name = f"updates/{node}/manifest.json"
         assert (folder.path / name).read_bytes() == pair.broker.retained[f"fedmq/v1/pair/rounds/2/{name.removesuffix('.json')}"]
         assert json.loads((folder.path / f"acks/{node}.json").read_bytes())["outcome"] == "accepted"
-    ledger = json.loads((tmp_path / "aggregator" / "pair" / "retained.json").read_bytes())["rounds"]
-    assert {int(number): kept["num_bytes"] for number, kept in ledger.items()} == {
+    ledger = LedgerFile(tmp_path / "aggregator" / "pair" / "retained.jsonl").rounds
+    assert {number: kept.num_bytes for number, kept in ledger.items()} == {
         number: size for number, size in retained_rounds(pair).items() if number < 5
     }
 
@@ -82,7 +83,7 @@ def test_what_a_node_left_beyond_its_manifest_is_swept_too(tmp_path: Path) -> No
 def test_crash_between_clearing_and_its_end_clears_again(tmp_path: Path) -> None:
     pair = FederationPair(tmp_path, num_rounds=6, retained_bytes=BYTES_PER_ROUND)
     pair.start()
-    ledger = tmp_path / "aggregator" / "pair" / "retained.json"
+    ledger = tmp_path / "aggregator" / "pair" / "retained.jsonl"
     pair.run(lambda: ledger.exists() and '"clearing"' in ledger.read_text())
     pair.kill("aggregator")
     pair.start_aggregator(is_resuming=True)
