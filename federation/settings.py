@@ -7,14 +7,16 @@ read the same file; nodes receive what concerns them in each round's plan.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from math import ceil
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, Field, StringConstraints, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, Discriminator, Field, StringConstraints, Tag, ValidationError, model_validator
 
 from federation.errors import SettingsError
+from federation.recipes import RecipeName, with_recipe
 from federation.setting_types import Settings
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
@@ -99,6 +101,10 @@ AugmentationPreset = Literal["none", "histology", "cells", "digits", "xray"]
 """Names for sets of operations: federation/learning/augmentation.py says which."""
 
 
+def _form_of(value: object) -> str:
+    return "(table)" if isinstance(value, Mapping | AugmentationSettings) else "(preset)"
+
+
 class TrainingSettings(Settings):
     """Local training. Every default is the thesis's recipe."""
 
@@ -127,7 +133,9 @@ class TrainingSettings(Settings):
     """`focal` only: the larger, the less an example counts that the model is sure of."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """This share of each label is spread over all classes."""
-    augmentation: AugmentationPreset | AugmentationSettings = "none"
+    augmentation: Annotated[
+        Annotated[AugmentationPreset, Tag("(preset)")] | Annotated[AugmentationSettings, Tag("(table)")], Discriminator(_form_of)
+    ] = "none"
     """A preset's name, or a table of operations."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """`auto` takes CUDA, then MPS, then the CPU. Only runs on one kind of device repeat bit for bit."""
@@ -217,6 +225,8 @@ class RunSettings(Settings):
     """`centralised` trains the same recipe on all training data in one place, as the baseline."""
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
     num_rounds: Annotated[int, Field(ge=1, le=1_000_000)] = 20
+    recipe: RecipeName = "thesis"
+    """Which values of `training` hold where this file says none: `thesis` or `best`."""
     data: DataSettings = DataSettings()
     partition: PartitionSettings = PartitionSettings()
     model: ModelSettings = ModelSettings()
@@ -224,6 +234,11 @@ class RunSettings(Settings):
     strategy: StrategySettings = StrategySettings()
     protection: ProtectionSettings = ProtectionSettings()
     rounds: RoundSettings = RoundSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_the_recipe(cls, values: Any) -> Any:
+        return with_recipe(values, default_data=DataSettings().name) if isinstance(values, Mapping) else values
 
     @model_validator(mode="after")
     def _grace_fits_deadline(self) -> RunSettings:
@@ -252,20 +267,40 @@ def parse_settings(values: Mapping[str, Any], *, source: str = "settings") -> Ru
     try:
         return RunSettings.model_validate(values)
     except ValidationError as error:
-        raise SettingsError(describe_validation_error(error, source=source)) from None
+        raise SettingsError(describe_validation_error(error, source=source, model=RunSettings)) from None
 
 
-def describe_validation_error(error: ValidationError, *, source: str) -> str:
-    """Return one line per problem: the key, what is allowed, what was given."""
+def describe_validation_error(error: ValidationError, *, source: str, model: type[BaseModel] | None = None) -> str:
+    """Return one line per problem: the key, what is allowed, what was given.
+
+    Args:
+        error: what pydantic found.
+        source: where the values came from.
+        model: whose names an unknown one is compared with.
+    """
     lines = [f"{source}: {error.error_count()} problem(s)"]
     for problem in error.errors(include_url=False):
-        key = ".".join(str(part) for part in problem["loc"]) or "(whole file)"
+        # A value that takes two forms, a name or a table, has the form tried in its place: "(table)".
+        place = [str(part) for part in problem["loc"] if not str(part).startswith("(")]
+        key = ".".join(place) or "(whole file)"
         if problem["type"] == "extra_forbidden":
-            lines.append(f"  {key}: unknown name; remove it or check its spelling")
+            similar = get_close_matches(place[-1], _names_at(model, place[:-1]), n=1)
+            meant = f"did you mean {similar[0]}? Else remove it" if similar else "remove it"
+            lines.append(f"  {key}: unknown name; {meant} or check its spelling")
             continue
         given = "" if problem["type"] in {"missing", "value_error"} else f" (got {str(problem['input'])[:80]!r})"
         lines.append(f"  {key}: {problem['msg'].removeprefix('Value error, ')}{given}")
     return "\n".join(lines)
+
+
+def _names_at(model: type[BaseModel] | None, place: Sequence[str]) -> list[str]:
+    """Return the names that a section of a model knows."""
+    for name in place:
+        field = model.model_fields.get(name) if model is not None else None
+        kinds = [field.annotation, *get_args(field.annotation)] if field is not None else []
+        kinds += [inner for kind in kinds for inner in get_args(kind)]
+        model = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+    return list(model.model_fields) if model is not None else []
 
 
 def load_run_file(path: Path) -> RunSettings:

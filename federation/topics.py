@@ -304,6 +304,11 @@ def plan_filter(run: str) -> str:
     return f"{PREFIX}/{run}/rounds/+/plan"
 
 
+def update_manifest_filter(run: str) -> str:
+    """Return the filter of every update's manifest, in every round."""
+    return f"{PREFIX}/{run}/rounds/+/updates/+/manifest"
+
+
 def result_filter(run: str) -> str:
     """Return the filter of every round's result."""
     return f"{PREFIX}/{run}/rounds/+/result"

@@ -35,14 +35,33 @@ def print_json(value: object) -> None:
     sys.stdout.write(json.dumps(value, indent=1, default=str) + "\n")
 
 
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table."""
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-    for column in columns:
-        table.add_column(column, justify="left" if column == columns[0] else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*("" if cell is None else printable(str(cell)) for cell in row))
-    out.print(table)
+def print_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, to: Console = out, spare: Sequence[str] = ()
+) -> None:
+    """Print a table.
+
+    Args:
+        title: above it.
+        columns: headings.
+        rows: cells; None is left empty.
+        to: where.
+        spare: columns that are left out where the terminal is too narrow for all, the first first: digits are never broken.
+    """
+    texts = [["" if cell is None else printable(str(cell)) for cell in row] for row in rows]
+    widths = [max(len(text) for text in column) for column in zip(columns, *texts, strict=True)]
+    shown = list(range(len(columns)))
+    for name in spare:
+        # A space on each side of a cell, one between columns, and one at each edge.
+        if sum(widths[index] + 3 for index in shown) + 1 <= to.width:
+            break
+        shown.remove(columns.index(name))
+    table = Table(box=SIMPLE_HEAD)
+    for index in shown:
+        table.add_column(columns[index], justify="left" if index == 0 else "right", overflow="fold")
+    for row in texts:
+        table.add_row(*(row[index] for index in shown))
+    to.print(title, style="italic", markup=False)
+    to.print(table)
 
 
 @contextmanager
@@ -73,6 +92,9 @@ def _print_error(text: str) -> None:
 ROUND_COLUMNS = ("round", "accuracy", "F1 macro", "F1 wtd", "AUC", "loss", "a/r/d", "s", "MB up", "MB down")
 """Headings of `round_row`; a/r/d counts accepted, rejected and discarded updates."""
 
+SPARE_ROUND_COLUMNS = ("F1 wtd", "MB down", "MB up", "F1 macro", "a/r/d")
+"""Which of them a narrow terminal does without."""
+
 
 def round_row(entry: Mapping[str, Any]) -> list[str]:
     """Return a summary's round as table cells."""
@@ -94,19 +116,19 @@ def megabytes(num_bytes: float) -> str:
     return f"{num_bytes / 1e6:.2f}"
 
 
-def print_summary(summary: Mapping[str, Any]) -> None:
+def print_summary(summary: Mapping[str, Any], *, to: Console = out) -> None:
     """Print a run's rounds and final scores."""
     title = f"{summary['run']}: {summary['strategy']} on {summary['data']}, {summary['num_nodes']} nodes, seed {summary['seed']}"
-    print_table(title, ROUND_COLUMNS, [round_row(entry) for entry in summary["rounds"]])
-    out.print("a/r/d: updates accepted, rejected, discarded", style="dim")
+    print_table(title, ROUND_COLUMNS, [round_row(entry) for entry in summary["rounds"]], to=to, spare=SPARE_ROUND_COLUMNS)
+    to.print("a/r/d: updates accepted, rejected, discarded", style="dim")
     final = summary["final"]
     if final["accuracy"] is not None:
         names = summary["class_names"] or [f"class {index}" for index in range(len(final["class_accuracy"]))]
         rows = [(name, f"{accuracy:.4f}") for name, accuracy in zip(names, final["class_accuracy"], strict=True)]
-        print_table("final model, per class", ("class", "accuracy"), rows)
+        print_table("final model, per class", ("class", "accuracy"), rows, to=to)
         auc = f", AUC {final['auc']:.4f}" if final.get("auc") is not None else ""
-        out.print(
+        to.print(
             f"final accuracy [bold]{final['accuracy']:.4f}[/bold], F1 macro {final['f1_macro']:.4f}, F1 weighted {final['f1_weighted']:.4f}"
             + auc
         )
-    out.print(f"global_digest {summary['global_digest']}")
+    to.print(f"global_digest {summary['global_digest']}")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import tomli_w
 
 from aggregator.events import TimePassed as AggregatorTimePassed
 from aggregator.wiring import build_service
@@ -26,8 +27,9 @@ from federation.messages import NodeStatus
 from federation.process import Service
 from federation.settings import RunSettings
 from federation.transport import Will
-from fedmq.figures import draw_curves
-from fedmq.progress import RunProgress, read_summary
+from fedmq.kept_state import RUN_FILE, finish_results, make_state
+from fedmq.live_line import LiveFeed, LiveLine, connect_in_memory
+from fedmq.progress import RunProgress
 
 
 class _SimulatedClock:
@@ -70,10 +72,13 @@ class _Member:
         return False
 
 
-def run_simulation(settings: RunSettings, *, out_dir: Path, data_dir: Path | None, cache_dir: Path, is_shown: bool) -> dict[str, Any]:
+def run_simulation(
+    settings: RunSettings, *, out_dir: Path, data_dir: Path | None, cache_dir: Path, is_shown: bool, is_resumed: bool = False
+) -> dict[str, Any]:
     """Run a whole federation in this process; return its summary.
 
-    The same run file gives the same `global_digest` as over a real broker.
+    The same run file gives the same `global_digest` as over a real broker. What an interrupted run needs to go on stays in
+    `out_dir/state` (fedmq/kept_state.py).
 
     Args:
         settings: the run; its partition says how many nodes there are.
@@ -81,32 +86,35 @@ def run_simulation(settings: RunSettings, *, out_dir: Path, data_dir: Path | Non
         data_dir: where data set names are looked up first.
         cache_dir: where downloads are kept.
         is_shown: show progress on stderr.
+        is_resumed: go on with the interrupted run in `out_dir`.
 
     Raises:
         FedMQError: the data or settings can't be used, or the run ended early.
     """
     dataset = load_dataset(settings.data, data_dir=data_dir, cache_dir=cache_dir, progress=is_shown)
-    out_dir.mkdir(parents=True, exist_ok=True)
+    state = make_state(out_dir)
+    (out_dir / RUN_FILE).write_text(tomli_w.dumps(settings.model_dump(mode="json")), encoding="utf-8")
     clock = _SimulatedClock()
     broker = InMemoryBroker()
-    with tempfile.TemporaryDirectory(prefix="fedmq-simulation-") as scratch:
-        aggregator = _aggregator(settings, dataset, Path(scratch), out_dir, broker, clock)
-        nodes = [_node(settings, dataset, index, Path(scratch), broker, clock) for index in range(settings.partition.num_nodes)]
-        members = [aggregator, *nodes]
-        with RunProgress(out_dir, settings.num_rounds, is_shown=is_shown) as progress:
-            while aggregator.service is not None and aggregator.service.stopped is None:
-                has_moved = broker.deliver() > 0
-                for member in members:
-                    has_moved |= member.step(clock)
-                if not has_moved:
-                    _skip_idle_time(members, clock)
-                progress.update()
-        stopped = aggregator.service.stopped if aggregator.service else None
-        if stopped is None or getattr(stopped, "failed", True):
-            raise FedMQError(f"the run ended early: {getattr(stopped, 'reason', 'nothing was left to do')}")
-    summary = read_summary(out_dir / "summary.json")
-    draw_curves(summary, out_dir / "curves.png")
-    return summary
+    aggregator = _aggregator(settings, dataset, state, out_dir, broker, clock, is_resumed=is_resumed)
+    members = [aggregator, *(_node(settings, dataset, index, state, broker, clock) for index in range(settings.partition.num_nodes))]
+    line = LiveLine(run=settings.run, num_nodes=settings.partition.num_nodes)
+    with (
+        LiveFeed(line, connect_in_memory(broker), time.monotonic) as feed,
+        RunProgress(out_dir, settings.num_rounds, is_shown=is_shown, live=feed.text) as progress,
+    ):
+        while aggregator.service is not None and aggregator.service.stopped is None:
+            has_moved = broker.deliver() > 0
+            for member in members:
+                has_moved |= member.step(clock)
+            if not has_moved:
+                _skip_idle_time(members, clock)
+            progress.update()
+        progress.update()
+    stopped = aggregator.service.stopped if aggregator.service else None
+    if stopped is None or getattr(stopped, "failed", True):
+        raise FedMQError(f"the run ended early: {getattr(stopped, 'reason', 'nothing was left to do')}")
+    return finish_results(out_dir)
 
 
 def _skip_idle_time(members: list[_Member], clock: _SimulatedClock) -> None:
@@ -118,16 +126,16 @@ def _skip_idle_time(members: list[_Member], clock: _SimulatedClock) -> None:
 
 
 def _aggregator(
-    settings: RunSettings, dataset: Dataset, scratch: Path, out_dir: Path, broker: InMemoryBroker, clock: _SimulatedClock
+    settings: RunSettings, dataset: Dataset, state: Path, out_dir: Path, broker: InMemoryBroker, clock: _SimulatedClock, *, is_resumed: bool
 ) -> _Member:
     member = _Member(AggregatorTimePassed())
     transport = InMemoryTransport(broker, client_id=f"{settings.run}-aggregator", on_event=member.inbox.append)
     member.service = build_service(
         settings=settings,
         dataset=dataset,
-        state_dir=scratch / "aggregator",
+        state_dir=state / "aggregator",
         out_dir=out_dir,
-        is_resuming=False,
+        is_resuming=is_resumed,
         transport=transport,
         background=member.jobs.append,
         clock=clock.clock,
@@ -136,7 +144,7 @@ def _aggregator(
     return member
 
 
-def _node(settings: RunSettings, dataset: Dataset, index: int, scratch: Path, broker: InMemoryBroker, clock: _SimulatedClock) -> _Member:
+def _node(settings: RunSettings, dataset: Dataset, index: int, state: Path, broker: InMemoryBroker, clock: _SimulatedClock) -> _Member:
     name = f"node-{index}"
     data = partition_part(dataset, settings.partition, index)
     status = NodeStatus(
@@ -154,7 +162,7 @@ def _node(settings: RunSettings, dataset: Dataset, index: int, scratch: Path, br
     member.service = EdgeNodeService(
         participant=Participant(node=name),
         transport=transport,
-        spool=Spool(scratch / name, settings.run),
+        spool=Spool(state / name, settings.run),
         learner=LocalLearner(node=name, data=data),
         deployer=None,
         status=status,

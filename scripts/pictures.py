@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
 import re
 import shutil
 import subprocess
@@ -17,6 +16,7 @@ from PIL import Image, ImageChops
 from rich.console import Console
 
 from federation.broker_address import BrokerAddress
+from federation.settings import load_run_file
 from fedmq.private_broker import AGGREGATOR, PrivateBroker
 from fedmq.watch import Watcher
 
@@ -47,11 +47,9 @@ def main() -> int:
         demo = [sys.executable, "-m", "fedmq.cli", "demo", "--rounds", options.rounds, "--out", str(folder / "run")]
         if options.data:
             demo += ["--data", options.data]
-        (folder / "tmp").mkdir()
-        # Its broker lives in TMPDIR, and so do the log-ins of its processes: one of them lets us watch.
-        process = subprocess.Popen(demo, env={**os.environ, "TMPDIR": str(folder / "tmp")}, cwd=ROOT)
+        process = subprocess.Popen(demo, cwd=ROOT)
         try:
-            screen = watch(folder / "tmp", process)
+            screen = watch(folder / "run", process)
         finally:
             process.terminate() if process.poll() is None else None
             process.wait()
@@ -65,7 +63,7 @@ def main() -> int:
 def watch(folder: Path, demo: subprocess.Popen[bytes]) -> str:
     """Follow the demo's run to its end; return the last screen as SVG."""
     address = find_broker(folder, demo)
-    watcher = Watcher(address, "demo")
+    watcher = Watcher(address, load_run_file(folder / "run.toml").run)
     try:
         watcher.follow(GIVE_UP_SECONDS, ends_with_run=True)
     finally:
@@ -78,7 +76,7 @@ def watch(folder: Path, demo: subprocess.Popen[bytes]) -> str:
 
 
 def find_broker(folder: Path, demo: subprocess.Popen[bytes]) -> BrokerAddress:
-    """Return the demo's private broker once it is there."""
+    """Return the demo's private broker once it is there; in the run's folder, with the log-ins of its processes."""
     give_up_at = time.monotonic() + GIVE_UP_SECONDS
     while time.monotonic() < give_up_at and demo.poll() is None:
         for password in folder.glob(f"*/{AGGREGATOR}.password"):

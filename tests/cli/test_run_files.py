@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import pytest
 import tomli_w
@@ -38,6 +38,8 @@ def wrong_type(field: FieldInfo) -> Any:
     kind = field.annotation
     if get_origin(kind) in {Union, UnionType}:
         kind = next(part for part in get_args(kind) if part is not type(None))
+    if get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
     if get_origin(kind) is Literal:
         return [1]
     return WRONG_TYPES[get_origin(kind) or kind]
@@ -45,6 +47,8 @@ def wrong_type(field: FieldInfo) -> Any:
 
 def out_of_range(field: FieldInfo) -> Any:
     """Return a value of the right type outside the field's range; None for a field that has no range."""
+    if get_origin(field.annotation) in {Union, UnionType}:
+        return "none-such"
     if get_origin(field.annotation) is Literal:
         return 29 if isinstance(get_args(field.annotation)[0], int) else "none-such"
     for bound in field.metadata:
@@ -127,6 +131,27 @@ def test_an_unknown_name_is_named_in_every_section(section: str, tmp_path: Path)
     outcome = simulate(tmp_path, nested(path, 1))
     check_named(outcome, by_name(path))
     assert "check its spelling" in outcome.stderr
+
+
+@pytest.mark.parametrize(
+    ("values", "key", "meant"),
+    [
+        ({"training": {"learnig_rate": 0.1}}, "training.learnig_rate", "learning_rate"),
+        ({"num_round": 3}, "num_round", "num_rounds"),
+        ({"training": {"augmentation": {"horizontl_flip": True}}}, "training.augmentation.horizontl_flip", "horizontal_flip"),
+    ],
+)
+def test_an_unknown_name_is_answered_with_the_one_that_is_meant(values: dict[str, Any], key: str, meant: str, tmp_path: Path) -> None:
+    outcome = simulate(tmp_path, values)
+    check_named(outcome, key)
+    assert f"did you mean {meant}?" in outcome.stderr
+
+
+def test_augmentation_takes_a_name_or_a_table(tmp_path: Path) -> None:
+    check_named(
+        simulate(tmp_path, {"training": {"augmentation": {"zoom_share": 2.0, "colour": -1.0}}}),
+        *(f"training.augmentation.{name}" for name in ("zoom_share", "colour")),
+    )
 
 
 @pytest.mark.parametrize("section", SECTIONS)

@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+import tomli_w
 from PIL import Image
 
 from federation.settings import load_run_file
@@ -216,6 +217,53 @@ def test_a_signal_in_mid_run_leaves_nothing_behind(number: signal.Signals, tmp_p
     assert alive(demo.processes) == set()
     assert demo.left_behind == []
     assert len(demo.summary["rounds"]) >= 1, "what was done stays recorded"
+    assert f"go on with: fedmq demo --resume {demo.out}" in demo.output
+    model = (demo.out / "model.safetensors").read_bytes()
+    assert hashlib.sha256(model).hexdigest() == demo.summary["global_digest"]
+    assert (demo.out / "curves.png").stat().st_size > 0
+    assert "final accuracy" in demo.output
+
+
+@pytest.mark.slow
+def test_an_interrupted_demo_goes_on_to_the_model_of_an_undisturbed_run(tmp_path: Path) -> None:
+    def interrupt(demo: subprocess.Popen[bytes], _out: Path) -> None:
+        demo.send_signal(signal.SIGINT)
+
+    demo = run_demo(tmp_path / "first", "--data", "digits", "--nodes", "2", "--rounds", "4", "--epochs", "1", disturb=interrupt)
+    assert demo.exit_status == 3, demo.output
+    assert len(demo.summary["rounds"]) < 4
+    resumed = fedmq("demo", "--resume", demo.out, "--json")
+    assert resumed.status == 0, resumed.stderr
+    assert [entry["round_number"] for entry in resumed.json["rounds"]] == [1, 2, 3, 4]
+    assert not (demo.out / "state").exists(), "what it needed to go on is gone"
+    assert resumed.json["global_digest"] == simulate(demo, tmp_path / "undisturbed")
+
+
+@pytest.mark.slow
+def test_an_interrupted_simulation_goes_on_to_the_model_of_an_undisturbed_one(tmp_path: Path) -> None:
+    run_file, out = tmp_path / "run.toml", tmp_path / "out"
+    values = {"run": "small", "num_rounds": 4, "recipe": "best", "data": {"name": "digits"}}
+    run_file.write_text(tomli_w.dumps({**values, "partition": {"num_nodes": 2}, "training": {"local_epochs": 1}}), encoding="utf-8")
+    with Processes(tmp_path) as processes:
+        simulation = processes.start("fedmq.cli", "simulate", run_file, "--out", out, log="simulation.log")
+        wait_until(lambda: rounds_done(out) >= 1, "the first round", [simulation])
+        simulation.send_signal(signal.SIGINT)
+        assert simulation.wait(WAIT_SECONDS) == 3
+    output = (tmp_path / "simulation.log").read_text(encoding="utf-8")
+    assert f"go on with: fedmq simulate --resume {out}" in output
+    assert "Traceback" not in output
+    assert (out / "model.safetensors").exists()
+    resumed = fedmq("simulate", "--resume", out, "--json")
+    assert resumed.status == 0, resumed.stderr
+    undisturbed = fedmq("simulate", run_file, "--out", tmp_path / "undisturbed", "--json")
+    assert resumed.json["global_digest"] == undisturbed.json["global_digest"]
+
+
+def test_a_folder_without_an_interrupted_run_is_refused(tmp_path: Path) -> None:
+    refused = fedmq("demo", "--resume", tmp_path)
+    assert (refused.status, "holds no interrupted run" in refused.stderr) == (2, True)
+    beside = fedmq("simulate", "--resume", tmp_path, "--seed", "3")
+    assert (beside.status, "leave out --seed" in beside.stderr) == (2, True)
 
 
 def test_a_node_that_dies_ends_the_demo_with_a_sentence(tmp_path: Path) -> None:
