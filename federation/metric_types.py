@@ -14,6 +14,12 @@ Kind: TypeAlias = Literal["float", "integer", "text"]
 ENGINES = ("torch", "onnx", "onnx-int8")
 """What runs a model: PyTorch, ONNX Runtime in float32, and in int8."""
 
+STEADY_ROUNDS = 3
+"""Measurements of a node below which no speed-up is shown: of two, one made under load can't be told."""
+
+STEADY_SPREAD = 0.5
+"""Interquartile range over median from which on a node's speed-up is not shown: it was measured under changing load."""
+
 NUM_CORE_FIELDS = 16
 """Cores shown one by one; of a larger machine the mean and the busiest core tell enough."""
 

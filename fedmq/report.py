@@ -8,16 +8,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean
 from typing import Annotated, Any
 
 import typer
 
 from federation.errors import DataError, SettingsError
-from federation.metrics import SERVER
 from fedmq.console import JsonOption, out, print_json, sentences
 from fedmq.options import CommandEnvironment, command_environment
-from fedmq.report_page import figure, page, paragraph, section, table
+from fedmq.report_onnx import accuracy_rows, onnx_section, seconds_rows
+from fedmq.report_page import figure, number, page, paragraph, percent, section, table
 from fedmq.run_data import RunData, fetch_run, read_run
 
 MAX_MATRIX_CLASSES = 40
@@ -84,7 +83,7 @@ def build(runs: Sequence[RunData], environment: CommandEnvironment) -> str:
             _classes(runs),
             _local(run),
             _confusion(run),
-            _onnx(run),
+            onnx_section(run),
             _rounds(run),
         ],
     )
@@ -116,29 +115,6 @@ def final_rows(runs: Sequence[RunData]) -> list[dict[str, Any]]:
     return rows
 
 
-def accuracy_rows(run: RunData) -> list[dict[str, Any]]:
-    """Return Table 6: each node's and the server's accuracy by engine, of the last round it measured."""
-    latest: dict[str, dict[str, float]] = defaultdict(dict)
-    for point in run.of("inference"):
-        if "accuracy" in point.fields:
-            latest[point.tags.get("node", SERVER)][point.tags["engine"]] = float(point.fields["accuracy"])
-    return [{"node": node, **latest[node]} for node in sorted(latest)]
-
-
-def seconds_rows(run: RunData) -> list[dict[str, Any]]:
-    """Return Table 7: each node's mean seconds over its validation share by engine, and the speed-up of ONNX Runtime."""
-    seconds: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for point in run.of("inference"):
-        if "seconds" in point.fields:
-            seconds[point.tags.get("node", SERVER)][point.tags["engine"]].append(float(point.fields["seconds"]))
-    rows = []
-    for node in sorted(seconds):
-        means = {engine: mean(values) for engine, values in seconds[node].items()}
-        speedup = means["torch"] / means["onnx"] if means.get("torch") and means.get("onnx") else None
-        rows.append({"node": node, **means, "speedup": speedup, "num_rounds": max(len(values) for values in seconds[node].values())})
-    return rows
-
-
 def _facts(run: RunData) -> str:
     summary = run.summary
     data = f"on {summary['data']}, " if summary["data"] else ""
@@ -167,12 +143,12 @@ def _final(runs: Sequence[RunData]) -> str:
         (
             row["run"],
             row["strategy"],
-            *(_percent(row[name]) for name in ("accuracy", "f1_macro", "f1_weighted")),
-            _number(row["auc"], 4),
+            *(percent(row[name]) for name in ("accuracy", "f1_macro", "f1_weighted")),
+            number(row["auc"], 4),
             row["hardest_class"],
-            _percent(row["hardest_class_accuracy"]),
-            _percent(row["first_accuracy"]),
-            f"{_percent(row['best_accuracy'])} ({row['best_round']})",
+            percent(row["hardest_class_accuracy"]),
+            percent(row["first_accuracy"]),
+            f"{percent(row['best_accuracy'])} ({row['best_round']})",
         )
         for row in final_rows(runs)
     ]
@@ -241,7 +217,7 @@ def _local(run: RunData) -> str:
         if "validation_accuracy" in point.fields:
             by_round[int(point.fields.get("round_number", 0))][point.tags["node"]] = float(point.fields["validation_accuracy"])
     nodes = sorted({node for entry in by_round.values() for node in entry})
-    rows = [(number, *(_percent(by_round[number].get(node)) for node in nodes)) for number in sorted(by_round)]
+    rows = [(number, *(percent(by_round[number].get(node)) for node in nodes)) for number in sorted(by_round)]
     return section("On the nodes' own images (Table 4)", figure(svg, caption), table(("round", *nodes), rows) if rows else "")
 
 
@@ -255,27 +231,6 @@ def _confusion(run: RunData) -> str:
     columns = ("true class", *(str(index) for index in range(len(matrix))))
     caption = paragraph("Rows are true classes, columns what the final model took them for; shaded by the share of the row.", is_note=True)
     return section("Confusion matrix of the final model", table(columns, rows, shades=shades), caption)
-
-
-def _onnx(run: RunData) -> str:
-    accuracies, seconds = accuracy_rows(run), seconds_rows(run)
-    if not seconds:
-        return section("ONNX on the devices (Tables 6 and 7)", paragraph("No node reported ONNX figures in this run.", is_note=True))
-    engines = [engine for engine in ("torch", "onnx", "onnx-int8") if any(engine in row for row in seconds)]
-    accuracy_table = table(
-        ("device", *engines), [(_device(row["node"]), *(_percent(row.get(engine)) for engine in engines)) for row in accuracies]
-    )
-    rows = [
-        (_device(row["node"]), *(_number(row.get(engine), 4) for engine in engines), f"{_number(row['speedup'], 2)}x", row["num_rounds"])
-        for row in seconds
-    ]
-    return section(
-        "ONNX on the devices (Tables 6 and 7)",
-        paragraph("Accuracy of the last measured global model on each device's validation share, by engine."),
-        accuracy_table,
-        paragraph("Seconds over the validation share, mean of the rounds; speed-up is PyTorch's time over ONNX Runtime's in float32."),
-        table(("device", *engines, "speed-up", "rounds"), rows),
-    )
 
 
 def _rounds(run: RunData) -> str:
@@ -298,13 +253,13 @@ def _rounds(run: RunData) -> str:
     rows = [
         (
             entry["round_number"],
-            *(_percent(entry[name]) for name in ("accuracy", "f1_macro", "f1_weighted")),
-            _number(entry.get("auc"), 4),
-            _number(entry["loss"], 4),
-            _number(entry["seconds"], 2),
+            *(percent(entry[name]) for name in ("accuracy", "f1_macro", "f1_weighted")),
+            number(entry.get("auc"), 4),
+            number(entry["loss"], 4),
+            number(entry["seconds"], 2),
             *(entry[name] for name in ("accepted", "rejected", "discarded")),
-            _number(entry["bytes_up"] / 1e6, 2),
-            _number(entry["bytes_down"] / 1e6, 2),
+            number(entry["bytes_up"] / 1e6, 2),
+            number(entry["bytes_down"] / 1e6, 2),
         )
         for entry in run.summary["rounds"]
     ]
@@ -313,15 +268,3 @@ def _rounds(run: RunData) -> str:
         figure(to_svg(seconds, label="Seconds of each round by phase"), "Download and training are the slowest node's.") if seconds else ""
     )
     return section("Every round", drawn, table(columns, rows))
-
-
-def _device(node: str) -> str:
-    return "server" if node == SERVER else node
-
-
-def _percent(share: float | None) -> str | None:
-    return None if share is None else f"{100 * share:.2f} %"
-
-
-def _number(value: float | None, digits: int) -> str | None:
-    return None if value is None else f"{value:.{digits}f}"

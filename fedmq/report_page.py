@@ -68,3 +68,13 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, shades: S
             cells.append(f"<td{kind}{style}>{escape(text)}</td>")
         lines.append(f"<tr>{''.join(cells)}</tr>")
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+
+
+def percent(share: float | None) -> str | None:
+    """Return a share in per cent, two decimals; None of nothing."""
+    return None if share is None else f"{100 * share:.2f} %"
+
+
+def number(value: float | None, digits: int) -> str | None:
+    """Return a number with so many decimals; None of nothing."""
+    return None if value is None else f"{value:.{digits}f}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from federation.metric_types import STEADY_ROUNDS, STEADY_SPREAD
 from federation.metrics import SERVER
 from grafana.source.dashboard import dashboard, run_variable
 from grafana.source.fields import NONE, Json, Property, as_text, cell, fixed, join, organize, override, special, thresholds, values
@@ -18,12 +19,6 @@ from grafana.source.queries import RANGE, series, target
 NAMES = {"torch": "PyTorch", "onnx": "ONNX", "onnx-int8": "int8"}
 SERVED = {1: ("PyTorch", ENGINES["torch"]), 2: ("ONNX", ENGINES["onnx"]), 3: ("ONNX int8", ENGINES["onnx-int8"])}
 NOT_MEASURED = "No engine was measured in this time."
-
-MIN_ROUNDS = 3
-"""Measurements of a node below which no speed-up is shown: of two a loaded one can't be told."""
-
-MAX_SPREAD = 0.5
-"""Interquartile range over median above which a node's speed-up is not shown: it was measured under changing load."""
 
 SPREAD = '(percentile("speedup", 75) - percentile("speedup", 25)) / median("speedup")'
 
@@ -46,7 +41,7 @@ def _of(engine: str) -> str:
 def _steady(engine: str, selected: str, group: str = ' GROUP BY "node"') -> str:
     """Return a query of the nodes' median speed-ups that enough rounds agree on."""
     each = f'SELECT median("speedup") AS "m", count("speedup") AS "n", {SPREAD} AS "s" FROM "inference" WHERE {_of(engine)} GROUP BY "node"'
-    agreed = f'SELECT "m" FROM ({each}) WHERE "n" >= {MIN_ROUNDS} AND "s" < {MAX_SPREAD} GROUP BY "node"'
+    agreed = f'SELECT "m" FROM ({each}) WHERE "n" >= {STEADY_ROUNDS} AND "s" < {STEADY_SPREAD} GROUP BY "node"'
     return f"SELECT {selected} FROM ({agreed}) WHERE $timeFilter{group}"
 
 
@@ -55,8 +50,8 @@ def _tiles() -> list[Json]:
         return stat(title, [series(query)], x, **{"transformations": [], "fields": "", "noValue": "Not measured", **more})
 
     faster = thresholds((WARN, None), (GOOD, 1))
-    few = f"Fewer than {MIN_ROUNDS} rounds agree"
-    agreed = f"Of the nodes on which at least {MIN_ROUNDS} rounds agree, so that nothing measured under load counts."
+    few = f"Fewer than {STEADY_ROUNDS} rounds agree"
+    agreed = f"Of the nodes on which at least {STEADY_ROUNDS} rounds agree, so that nothing measured under load counts."
     slowest = f'SELECT median("p50_ms") AS "m" FROM "inference" WHERE "is_current" = 1 AND {RANGE} GROUP BY "node"'
     different = f'SELECT sum("different_predictions") / sum("num_images") FROM "inference" WHERE {_of("onnx-int8")}'
     middle = 'median("m")'
@@ -182,7 +177,7 @@ def _against_pytorch() -> Json:
         (12, 3, 12, 9),
         ["ONNX ×", "ONNX spread", "int8 ×", "int8 spread", "Predictions", "int8 differs", "Failed", "Rounds"],
         overrides,
-        description=f"Spread: interquartile range over median. No speed-up where fewer than {MIN_ROUNDS} rounds were measured, or where "
+        description=f"Spread: interquartile range over median. No speed-up where fewer than {STEADY_ROUNDS} rounds were measured, or where "
         "they differ by more than half.",
     )
 

@@ -155,6 +155,32 @@ def test_both_files_are_valid(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize(
+    ("stated", "webhook", "email", "language"),
+    [
+        ({}, ("http://127.0.0.1:9/unset", "always"), ("nobody@example.invalid", "always"), "en"),
+        ({"FEDMQ_ALERT_WEBHOOK": "https://ntfy.sh/x"}, ("https://ntfy.sh/x", "always-not"), ("nobody@example.invalid", "always"), "en"),
+        ({"FEDMQ_ALERT_EMAIL": "a@b.c", "FEDMQ_LANG": "ko"}, ("http://127.0.0.1:9/unset", "always"), ("a@b.c", "always-not"), "ko"),
+    ],
+)
+def test_grafana_is_told_where_alerts_go_and_in_which_language(
+    tmp_path: Path, stated: dict[str, str], webhook: tuple[str, str], email: tuple[str, str], language: str
+) -> None:
+    """Compose itself fills the variables in: none is empty, and what is not stated is muted."""
+    env_file = tmp_path / ".env"
+    env_file.write_text("".join(f"{name}={value}\n" for name, value in {**_COMPLETE, **stated}.items()), encoding="utf-8")
+    stack = Stack(project="fedmq-check", files=[REPOSITORY / "docker-compose.yml"], env_file=env_file)
+    grafana = json.loads(stack.compose("config", "--format", "json").stdout)["services"]["grafana"]
+    told = grafana["environment"]
+    assert (told["FEDMQ_ALERT_WEBHOOK"], told["FEDMQ_ALERT_WEBHOOK_MUTED"]) == webhook
+    assert (told["FEDMQ_ALERT_EMAIL"], told["FEDMQ_ALERT_EMAIL_MUTED"]) == email
+    assert told["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"] == "/etc/grafana/dashboards/runs.json"
+    [pages] = [volume for volume in grafana["volumes"] if volume["target"] == "/etc/grafana/dashboards"]
+    assert Path(pages["source"]) == REPOSITORY / "grafana" / "dashboards" / language
+    assert (Path(pages["source"]) / "runs.json").is_file()
+
+
+@pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("variable", ["SITE_DIR", "SITE_UID", "SITE_GID", "FEDMQ_VERSION", "BROKER_PORT", "RUN_FILE", "DATA_DIR"])
 def test_server_without_a_variable(tmp_path: Path, variable: str) -> None:
     env_file = tmp_path / ".env"

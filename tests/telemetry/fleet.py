@@ -100,6 +100,10 @@ class Fleet:
         self._processes[name].send_signal(signal.SIGKILL)
         self._processes[name].wait()
 
+    def freeze(self, name: str) -> None:
+        """Stop a process as a machine that hangs does: its connections stay open, and it says nothing."""
+        self._processes[name].send_signal(signal.SIGSTOP)
+
     def wait(self) -> None:
         """Wait until every process has ended by itself, with success."""
         self.wait_until(lambda: all(process.poll() is not None for process in self._processes.values()))
