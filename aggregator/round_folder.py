@@ -15,7 +15,6 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from federation.codec import sync
 from federation.errors import ArchiveError
 
 MANIFEST = "manifest.json"
@@ -77,14 +76,6 @@ class RoundFolder:
         except OSError:
             # A file system without hard links.
             shutil.copyfile(source, file)
-
-    def sync(self) -> None:
-        """Make all of it survive a power cut."""
-        names = self.file_names()
-        for name in names:
-            sync(self.path / name)
-        for folder in sorted({parent for name in names for parent in Path(name).parents}):
-            sync(self.path / folder)
 
     def place(self, name: str) -> Path:
         """Return where a file of this name goes, its folder made.

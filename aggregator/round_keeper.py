@@ -3,7 +3,7 @@
     stage (links, at the result) --> archive (another thread) --> clear what is above the budget
     check (after a broker's crash) --> publish again what it lost
 
-{state_dir}/{run}/finished/{round}/   staged, until archived; result.json is written last
+{state_dir}/{run}/finished/           staged, until archived (aggregator/staging.py)
 {state_dir}/{run}/retained.jsonl       what the broker holds
 """
 
@@ -19,13 +19,13 @@ from pathlib import Path
 from threading import Lock
 
 from aggregator.archive import Archive
-from aggregator.checkpoint import write_atomically
 from aggregator.ledger_file import KeptRound
 from aggregator.retention import Retention, chunk_topic, manifest_topic, measure
 from aggregator.round_folder import RoundFolder, read_payload
+from aggregator.staging import Staging
 from federation import topics
 from federation.chunks import ChunkedFile
-from federation.codec import file_digest, sync
+from federation.codec import file_digest
 from federation.errors import ArchiveError, FedMQError, RemoteProtocolError
 from federation.messages import MAX_MESSAGE_BYTES, GlobalManifest, RoundResult, UpdateManifest, parse
 from federation.transport import Transport
@@ -61,15 +61,13 @@ class RoundKeeper:
         num_finished: int,
     ) -> None:
         self._run = run
-        self._staging = folder / "finished"
+        self._staging = Staging(folder / "finished")
         self._restoring = folder / "restoring"
         self._archive = archive
         self.spoken: Callable[[str, bytes], None] = lambda _topic, _payload: None
         """Told of everything that is published again."""
         self._transport = transport
         self._retention = Retention(folder / "retained.jsonl", budget_bytes=budget_bytes)
-        self._staging.mkdir(parents=True, exist_ok=True)
-        sync(folder)
         self._lock = Lock()
         self._archived: dict[int, KeptRound] = {}
         self._result_digests: dict[int, str] | None = None
@@ -78,49 +76,35 @@ class RoundKeeper:
         self._cleared: set[int] = set()
         self._swept: set[int] = set()
         shutil.rmtree(self._restoring, ignore_errors=True)
-        for staged in self._staged():
+        for staged in self._staging.numbers():
             if staged > num_finished:
-                shutil.rmtree(self._staging / str(staged))
+                self._staging.remove(staged)
 
-    @property
-    def has_staged(self) -> bool:
-        """Whether rounds wait to be archived."""
-        return bool(self._staged())
-
-    def stage(self, round_number: int, payloads: Mapping[str, bytes], files: Mapping[str, Path]) -> None:
+    def stage(self, round_number: int, payloads: Mapping[str, bytes], files: Mapping[str, Path], *, are_synced: bool) -> None:
         """Set a finished round's record aside, before anything of it is deleted or overwritten.
+
+        It is on the disk before the run's position says that the round is over: the broker may lose its last seconds in the same power cut.
 
         Args:
             round_number: the round.
             payloads: by name in the round's folder, `result.json` among them.
             files: likewise; they must not change any more.
+            are_synced: the files' bytes are on the disk already.
         """
         self._unsettled.add(round_number)
-        path = self._staging / str(round_number)
-        shutil.rmtree(path, ignore_errors=True)
-        folder = RoundFolder(path=path)
-        for name, source in files.items():
-            folder.add_file(name, source)
-        for name, payload in payloads.items():
-            if name != "result.json":
-                folder.add_payload(name, payload)
-        # On the disk before the run's position says that the round is over: the broker may lose its last seconds in the same power cut.
-        folder.sync()
-        write_atomically(folder.result_file, payloads["result.json"], durable=True)
-        sync(self._staging)
+        self._staging.add(round_number, payloads, files, are_synced=are_synced)
 
     def archive_staged(self) -> RoundsArchived:
         """Write every staged round's bundle; on any thread. What the disk has no room for stays staged."""
         with self._lock:
-            for round_number in self._staged():
+            for round_number in self._staging.numbers():
                 if round_number in self._archived:
                     continue
-                path = self._staging / str(round_number)
-                folder = RoundFolder(path=path)
                 try:
-                    _verify(folder)
-                    kept = measure(folder, hashlib.sha256(folder.result_file.read_bytes()).hexdigest())
-                    num_bytes = self._archive.write(round_number, folder)
+                    with self._staging.opened(round_number) as folder:
+                        _verify(folder)
+                        kept = measure(folder, hashlib.sha256(folder.result_file.read_bytes()).hexdigest())
+                        num_bytes = self._archive.write(round_number, folder)
                 except (OSError, FedMQError) as error:
                     logger.error("round=%d archive=failed reason=%r; it stays on the broker", round_number, str(error))  # noqa: TRY400
                     continue
@@ -135,7 +119,7 @@ class RoundKeeper:
             for round_number, kept in archived.items():
                 # In this order: a crash in between archives the round once more, and nothing forgets that the broker holds it.
                 self._retention.add(round_number, kept)
-                shutil.rmtree(self._staging / str(round_number))
+                self._staging.remove(round_number)
         for round_number in sorted(self._broken & archived.keys()):
             self._broken.discard(round_number)
             self._restore(round_number)
@@ -153,12 +137,8 @@ class RoundKeeper:
 
     def finished_result(self, round_number: int) -> RoundResult | None:
         """Return what became of a finished round, as it was published; None, logged, where that is not on this disk."""
-        staged = RoundFolder(path=self._staging / str(round_number))
         try:
-            if staged.result_file.exists():
-                payload = read_payload(staged, "result.json", max_bytes=MAX_MESSAGE_BYTES)
-            else:
-                payload = self._archive.read_payload(round_number, "result.json")
+            payload = self._staging.payload(round_number, "result.json") or self._archive.read_payload(round_number, "result.json")
             return parse(RoundResult, payload)
         except (ArchiveError, RemoteProtocolError) as error:
             logger.warning("round=%d result=unreadable reason=%r", round_number, str(error))
@@ -253,9 +233,6 @@ class RoundKeeper:
     def _publish(self, topic: topics.Topic, payload: bytes) -> None:
         self.spoken(str(topic), payload)
         self._transport.publish(str(topic), payload, retain=True)
-
-    def _staged(self) -> list[int]:
-        return sorted(int(result.parent.name) for result in self._staging.glob("*/result.json"))
 
 
 def _verify(folder: RoundFolder) -> None:

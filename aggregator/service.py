@@ -408,7 +408,7 @@ class AggregatorService:
                 manifest, path = self._collector.record(outcome.node)
                 payloads[f"updates/{outcome.node}/manifest.json"] = manifest
                 files[f"updates/{outcome.node}/tensors.safetensors"] = path
-        self._keeper.stage(result.round_number, payloads, files)
+        self._keeper.stage(result.round_number, payloads, files, are_synced=result.aggregated)
         self._aside(self._keeper.archive_staged)
 
     def _stop(self, effect: Stop) -> None:
