@@ -20,6 +20,8 @@ class AggregatorConfig(BrokerEnvironment):
     state_dir: Path
     out_dir: Path
     resume: bool = False
+    hold: bool = False
+    """Where a supervisor would start the process again for ever: one that can't begin stays, unhealthy, until it is told to end."""
     influx_url: Annotated[str, StringConstraints(pattern=r"^https?://[^/\s]+")] | None = None
     influx_token_file: Path | None = None
     influx_org: str = "fedmq"

@@ -6,6 +6,7 @@ import logging
 import secrets
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 from aggregator.config import AggregatorConfig
 from aggregator.database import Database
@@ -19,6 +20,7 @@ from federation.data import load_dataset
 from federation.ending import Ending
 from federation.environment import read_environment
 from federation.errors import CheckpointError, DataError, SettingsError
+from federation.heartbeat import say_problem
 from federation.mqtt import BrokerAddress, MqttTransport
 from federation.process import SYSTEM_CLOCK, Process, set_up_logging
 from federation.settings import load_run_file
@@ -50,12 +52,13 @@ def lead_run(environ: Mapping[str, str], ending: Ending) -> int:
         environ: `os.environ`.
         ending: of the process.
     """
+    config: AggregatorConfig | None = None
     try:
         config = read_environment(AggregatorConfig, environ)
         set_up_logging(config.log_level)
         settings = load_run_file(config.run_file)
         config.state_dir.mkdir(parents=True, exist_ok=True)
-        process = Process(ending, heartbeat=config.state_dir / "heartbeat")
+        process = Process(ending, heartbeat=say_problem(config.state_dir, ""))
         presence = Presence(settings.run, instance=secrets.token_hex(8))
         transport = _connect(config, settings.run, presence.watch(process.put), presence.will)
         service = build_service(
@@ -73,11 +76,9 @@ def lead_run(environ: Mapping[str, str], ending: Ending) -> int:
             clock=SYSTEM_CLOCK,
         )
     except (SettingsError, DataError, CheckpointError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
+        return _give_up(str(error), 2, config, ending)
     except OSError as error:
-        sys.stderr.write(f"the disk failed ({error}): make room or mend it, then start again\n")
-        return 1
+        return _give_up(f"the disk failed ({error}): make room or mend it, then start again", 1, config, ending)
     telemetry = build_telemetry(config, service.record, is_superseded=lambda: service.is_superseded)
     telemetry.start()
     presence.start(transport)
@@ -97,6 +98,17 @@ def lead_run(environ: Mapping[str, str], ending: Ending) -> int:
         return INTERRUPTED
     logger.info("run=%s stopped reason=%r", settings.run, stopped.reason)
     return 1 if stopped.failed else 0
+
+
+def _give_up(problem: str, status: int, config: AggregatorConfig | None, ending: Ending) -> int:
+    """Say what is wrong; end, or stay where a restart would only find the same again and again."""
+    sys.stderr.write(f"{problem}\n")
+    if config is not None and config.hold:
+        with suppress(OSError):
+            say_problem(config.state_dir, problem)
+        logger.error("event=held reason=%r; mend it, then restart this process", problem)
+        ending.wait()
+    return status
 
 
 def _connect(config: AggregatorConfig, run: str, on_event: OnEvent, will: Will) -> MqttTransport:

@@ -28,6 +28,7 @@ from federation import topics
 from federation.ending import Ending
 from federation.environment import read_environment
 from federation.errors import DataError, SettingsError
+from federation.heartbeat import say_problem
 from federation.images import named_classes
 from federation.messages import NodeStatus
 from federation.mqtt import BrokerAddress, MqttTransport
@@ -62,6 +63,7 @@ def run_node(environ: Mapping[str, str], ending: Ending) -> int:
         signer = Signer(config.signing_key) if config.signing_key else None
         data, problem = _load_data(config)
         config.state_dir.mkdir(parents=True, exist_ok=True)
+        heartbeat = say_problem(config.state_dir, problem)
         server = start_prediction_server(config.serve, config.state_dir / MODELS_FOLDER) if config.serve else None
     except SettingsError as error:
         sys.stderr.write(f"{error}\n")
@@ -70,27 +72,29 @@ def run_node(environ: Mapping[str, str], ending: Ending) -> int:
         sys.stderr.write(f"the disk failed ({error}): make room or mend it, then start again\n")
         return 1
     try:
-        return _serve_runs(config, data, problem, signer, ending)
+        return _serve_runs(config, data, problem, signer, ending, heartbeat)
     finally:
         if server is not None:
             server.close()
 
 
-def _serve_runs(config: EdgeNodeConfig, data: NodeData | None, problem: str, signer: Signer | None, ending: Ending) -> int:
+def _serve_runs(
+    config: EdgeNodeConfig, data: NodeData | None, problem: str, signer: Signer | None, ending: Ending, heartbeat: Path | None
+) -> int:
     """Take part in the run this node was told of, or in one after the other; return the exit status."""
     if config.run is not None:
-        return _take_part(config, config.run, data, problem, signer, ending)
+        return _take_part(config, config.run, data, problem, signer, ending, heartbeat)
     # A node told no run serves one after the other, for as long as it is on.
     run: str | None = None
-    while not ending.is_due and (run := _find_run(config, ending, avoid=run)) is not None:
-        if status := _take_part(config, run, data, problem, signer, ending):
+    while not ending.is_due and (run := _find_run(config, ending, heartbeat, avoid=run)) is not None:
+        if status := _take_part(config, run, data, problem, signer, ending, heartbeat):
             return status
     return 0
 
 
-def _find_run(config: EdgeNodeConfig, ending: Ending, *, avoid: str | None) -> str | None:
+def _find_run(config: EdgeNodeConfig, ending: Ending, heartbeat: Path | None, *, avoid: str | None) -> str | None:
     """Return an active run's name; None when the process must end or the broker refused us."""
-    process = Process(ending, heartbeat=config.state_dir / "heartbeat")
+    process = Process(ending, heartbeat=heartbeat)
     transport = MqttTransport(BrokerAddress.from_environment(config), client_id=f"{config.node}-finder", on_event=process.put)
     finder = RunFinder(transport, avoid=avoid)
     transport.start()
@@ -111,8 +115,16 @@ def _load_data(config: EdgeNodeConfig) -> tuple[NodeData | None, str]:
         return None, str(error)[:500]
 
 
-def _take_part(config: EdgeNodeConfig, run: str, data: NodeData | None, problem: str, signer: Signer | None, ending: Ending) -> int:
-    process = Process(ending, heartbeat=config.state_dir / "heartbeat")
+def _take_part(
+    config: EdgeNodeConfig,
+    run: str,
+    data: NodeData | None,
+    problem: str,
+    signer: Signer | None,
+    ending: Ending,
+    heartbeat: Path | None,
+) -> int:
+    process = Process(ending, heartbeat=heartbeat)
     status = describe_node(config.node, data, problem)
     will = Will(topic=str(topics.StatusTopic(run, config.node)), payload=will_payload(status))
     transport = MqttTransport(BrokerAddress.from_environment(config), client_id=f"{run}-{config.node}", on_event=process.put, will=will)

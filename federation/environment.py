@@ -37,6 +37,7 @@ VARIABLES: Mapping[str, str] = {
     "FEDMQ_STATE_DIR": "folder for what must survive a restart: checkpoints, updates not yet acknowledged",
     "FEDMQ_OUT_DIR": "folder for a run's summary, model and metrics",
     "FEDMQ_RESUME": "1: continue the run from its checkpoint; 0: refuse to overwrite one",
+    "FEDMQ_HOLD": "1: an aggregator that can't begin stays, unhealthy, instead of ending",
     "FEDMQ_LOG_LEVEL": "DEBUG, INFO, WARNING or ERROR",
     "FEDMQ_SERVE": "host:port of a node's prediction endpoint; unset: off",
     "FEDMQ_INFLUX_URL": "InfluxDB's address; unset: metrics go to metrics.jsonl alone",
