@@ -23,6 +23,7 @@ from fedmq.predict import predict
 from fedmq.replay import replay, rounds
 from fedmq.report import report
 from fedmq.run_command import run
+from fedmq.site_backup import backup, restore
 from fedmq.site_commands import app_init, node_app
 from fedmq.status import status
 from fedmq.watch import watch
@@ -38,7 +39,11 @@ app.add_typer(data_app, name="data")
 app.add_typer(metrics_app, name="metrics")
 app.add_typer(node_app, name="node")
 app.command("init")(app_init)
-for command in (blame, demo, doctor, export, pause, predict, recover, replay, report, resume, rounds, run, simulate, status, stop, watch):
+COMMANDS = (
+    *(backup, blame, demo, doctor, export, pause, predict, recover, replay),
+    *(report, restore, resume, rounds, run, simulate, status, stop, watch),
+)
+for command in COMMANDS:
     app.command()(command)
 
 
