@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from aggregator.probation import TOLERANCE, leave_out, nodes_on_probation
 from aggregator.protection import Contribution, protect
 from aggregator.recorded_round import Link, RecordChecker, RecordedRound, RecordError
 from aggregator.round_folder import RoundFolder
@@ -238,6 +239,12 @@ class Replay:
             global_params=record.global_params,
             settings=record.plan.protection,
         )
+        stated = {outcome.node: outcome.weight for outcome in record.result.outcomes}
+        if any(stated.get(update.node) == 0 for update in protected.updates):
+            suspects = nodes_on_probation(
+                protected, global_params=record.global_params, settings=record.plan.protection, tolerance=TOLERANCE
+            )
+            protected = leave_out(protected, [node for node in suspects if stated.get(node) == 0])
         if len(protected.updates) < MIN_UPDATES.get(strategy_settings.name, 1):
             return _Computed(nodes=(), params=None, digest=record.result.global_digest, state=None, state_digest=None)
         aggregation = strategy.aggregate(

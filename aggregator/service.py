@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias, assert_never
@@ -39,6 +39,7 @@ from aggregator.events import (
     UpdateRefused,
     WorkFailed,
 )
+from aggregator.probation import try_updates
 from aggregator.protection import protect
 from aggregator.publisher import Publisher
 from aggregator.reader import MessageReader
@@ -51,7 +52,7 @@ from federation.codec import sync
 from federation.errors import CodecError, FedMQError, FencedError, RejectReason, RemoteProtocolError
 from federation.messages import Evaluation, MetricPoint, RoundResult
 from federation.params import FiniteParams, Params, Signature
-from federation.strategies import Strategy
+from federation.strategies import Aggregation, Strategy, Update
 from federation.transport import Connected, Delivered, Disconnected, Refused, Transport, TransportEvent
 
 logger = logging.getLogger("aggregator")
@@ -451,8 +452,20 @@ class AggregatorService:
         refused = partial(AggregationRefused, round_number=effect.round_number, contributions=protected.contributions)
         if len(protected.updates) < effect.min_updates:
             return refused(detail=f"the protection left {len(protected.updates)} updates, {effect.min_updates} are needed")
-        aggregation = self._strategy.aggregate(state=state, global_params=global_params, updates=protected.updates)
+
+        def aggregate(chosen: Sequence[Update]) -> Aggregation:
+            return self._strategy.aggregate(state=state, global_params=global_params, updates=chosen)
+
         try:
+            protected = try_updates(
+                protected,
+                global_params=global_params,
+                aggregate=aggregate,
+                evaluate=lambda params: self._evaluate(FiniteParams(params)),
+                settings=self._protection,
+                min_updates=effect.min_updates,
+            )
+            aggregation = aggregate(protected.updates)
             digest, state_digest = self._store.write_global(FiniteParams(aggregation.params), aggregation.state, self._signature)
         except CodecError as error:
             return refused(detail=f"the new global model can't be used: {error}")

@@ -188,6 +188,12 @@ class ProtectionSettings(Settings):
     """An update further from the global model than so many times the median over the round's updates is left out; of three or more."""
     max_model_ratio: Annotated[float, Field(gt=0, le=1e12)] = 3.0
     """Likewise, in units of the global model's own norm: the one bound that holds for one update or two."""
+    max_trusted_ratio: Annotated[float, Field(ge=1, le=1e12)] = 6.0
+    """An update whose weight times distance is more than so many times the median is on probation: the server tries it on its images."""
+    min_agreement: Annotated[float, Field(ge=-1, le=1)] = 0.05
+    """Likewise one whose step has a smaller cosine with the sum of the others' steps."""
+    max_harm: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """An update on probation is left out where the model without it has so much more accuracy there."""
 
 
 class RoundSettings(Settings):

@@ -7,7 +7,7 @@ digest is known to be the same whatever happens on the way. Everything else is w
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,8 @@ class FederationPair:
         num_rounds: of the run.
         broker: with whatever faults a test wants; by default a sound one with 4 KiB packets.
         keys: folder of `NAME.key` and `trusted/NAME.pub`; None signs nothing.
+        score: what the server's images say of a model; by default its accuracy is the same, whatever it is.
+        protection: protection settings.
         rounds: round settings.
     """
 
@@ -109,13 +111,18 @@ class FederationPair:
         num_rounds: int = 3,
         broker: InMemoryBroker | None = None,
         keys: Path | None = None,
+        score: Callable[[Params], Evaluation] | None = None,
+        protection: Mapping[str, object] | None = None,
         **rounds: object,
     ) -> None:
         self.folder = folder
         self._keys = keys
+        self._score = score or _score
         self.broker = broker or InMemoryBroker(max_packet_bytes=4096)
         defaults: dict[str, object] = {"min_nodes": num_nodes, "quorum": 1.0, "grace_seconds": 50.0, "deadline_seconds": 100_000.0}
-        self.settings: RunSettings = parse_settings({"run": "pair", "num_rounds": num_rounds, "rounds": defaults | rounds})
+        self.settings: RunSettings = parse_settings(
+            {"run": "pair", "num_rounds": num_rounds, "rounds": defaults | rounds, "protection": dict(protection or {})}
+        )
         self.nodes = [f"n{index}" for index in range(num_nodes)]
         self.learners = {node: ArithmeticLearner(node) for node in self.nodes}
         self.now = 1000.0
@@ -139,7 +146,7 @@ class FederationPair:
             initial=initial_params(),
             image_shape=IMAGE_SHAPE,
             class_names=CLASS_NAMES,
-            evaluate_global=_score,
+            evaluate_global=self._score,
             state_dir=self.folder / "aggregator",
             out_dir=self.folder / "out",
             is_resuming=is_resuming,

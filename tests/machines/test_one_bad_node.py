@@ -12,7 +12,7 @@ import pytest
 from aggregator.archive import Archive
 from aggregator.replay import Replay, WhatIf
 from edge_node.work import LocalUpdate
-from federation.messages import RoundPlan
+from federation.messages import Evaluation, RoundPlan
 from federation.params import Params
 from tests.machines.federation_pair import ArithmeticLearner, FederationPair
 from tests.machines.test_federation import expected_digest, results
@@ -73,6 +73,35 @@ def test_replay_protects_as_the_run_did_with_and_without_the_node(tmp_path: Path
     assert all(changed.next_global_digest == changed.result.next_global_digest for changed in without_harm)
     without_weight = list(replay.what_if([1, 2], WhatIf(without={"n2"}), None))
     assert all(changed.next_global_digest != changed.result.next_global_digest for changed in without_weight)
+
+
+class Turncoat(ArithmeticLearner):
+    """Turns its update round and makes it ten times as large: less than a large node's may be."""
+
+    def train(self, plan: RoundPlan, global_params: Params, should_stop: Callable[[], bool]) -> LocalUpdate:
+        """Return the turned update."""
+        update = super().train(plan, global_params, should_stop)
+        params = {name: global_params[name] - 10 * (update.params[name] - global_params[name]) for name in global_params}
+        return dataclasses.replace(update, params=params)
+
+
+def accuracy_of_bias(params: Params) -> Evaluation:
+    """Call a model the better the further its bias has been moved the way that honest nodes move it."""
+    accuracy = float(np.clip(np.mean(params["bias"]) / 4.0 + 0.5, 0.0, 1.0))
+    scores = {"accuracy": accuracy, "f1_macro": accuracy, "f1_weighted": accuracy, "loss": 1.0 - accuracy}
+    return Evaluation.model_validate({"num_examples": 2, "class_accuracy": [0.5, 0.5], "confusion_matrix": [[1, 0], [1, 0]], **scores})
+
+
+def test_an_update_that_makes_the_model_worse_is_left_out_and_replay_agrees(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pair = FederationPair(tmp_path, num_nodes=4, num_rounds=5, min_nodes=3, score=accuracy_of_bias)
+    pair.learners["n3"] = Turncoat("n3")
+    pair.start()
+    pair.run()
+    assert pair.global_digest == expected_digest(num_nodes=3, num_rounds=5)
+    assert "node=n3 left out: it moves the model further than the others, or another way" in caplog.text
+    assert "node=n3 set aside" in caplog.text
+    replay = Replay("pair", Archive(tmp_path / "out" / "rounds"))
+    assert len(list(replay.verify([1, 2, 3, 4, 5]))) == 5
 
 
 def test_of_two_nodes_the_harmful_one_costs_rounds_but_never_the_model(tmp_path: Path) -> None:

@@ -51,11 +51,10 @@ def sabotaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def record(folder: Path, node: str, learner: ArithmeticLearner) -> Path:
-    pair = FederationPair(folder, num_nodes=4, num_rounds=3, min_nodes=3)
+    # Without probation, which would keep a saboteur out as it goes.
+    pair = FederationPair(folder, num_nodes=4, num_rounds=3, score=score, protection={"max_harm": 1.0}, min_nodes=3)
     pair.learners[node] = learner
     pair.start()
-    service = pair.aggregator_service
-    service._evaluate = score
     pair.run()
     return folder / "out"
 
