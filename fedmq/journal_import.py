@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +25,9 @@ BATCH_POINTS = 4000
 
 SHARED_NAME = "demo"
 """What `fedmq demo` once called every run: in one database they would be one run of many rounds."""
+
+_UNTOLD = frozenset({"device", "broker", "telemetry", "run", "outcome", "diagnostic"})
+"""Measurements that say nothing of a run's course."""
 
 SAMPLES = "samples"
 ROUNDS = "rounds"
@@ -63,15 +66,19 @@ def import_journal(files: Sequence[Path], address: DatabaseAddress, *, name: str
         DatabaseUnavailableError: the database does not take points.
     """
     folder = files[-1].parent
-    history = History(read_points(files), class_names=read_class_names(folder), dataset=_dataset_of(folder))
+    history = History(read_points(files, without=_UNTOLD), class_names=read_class_names(folder), dataset=_dataset_of(folder))
     imported = Imported(renamed=_names(history, name))
     means = HourlyMeans()
     database = Database(address)
     batches = {ROUNDS: _Batch(database, imported), SAMPLES: _Batch(database, imported)}
+    num_read = 0
     try:
-        for point in _renamed(_points(files, history), imported.renamed):
+        for point in _renamed(map(history.current, read_points(files)), imported.renamed):
+            num_read += 1
             means.add(point)
             batches[MEASUREMENTS[point.measurement].keep].add(point)
+        for point in _renamed(history.summaries(), imported.renamed):
+            batches[ROUNDS].add(point)
         for point in means.points():
             imported.num_hourly_means += 1
             batches[ROUNDS].add(point)
@@ -80,7 +87,6 @@ def import_journal(files: Sequence[Path], address: DatabaseAddress, *, name: str
     finally:
         imported.num_requests = database.num_requests
         database.close()
-    num_read = sum(1 for _ in read_points(files))
     if num_read == 0:
         raise DataError(f"{files[-1]} holds no point of docs/metrics.md")
     imported.num_skipped_lines = sum(_count_lines(path) for path in files) - num_read
@@ -114,13 +120,7 @@ def is_kept_as_means(imported: Imported) -> bool:
     return set(imported.refused) <= {TOO_OLD}
 
 
-def _points(files: Sequence[Path], history: History) -> Iterator[Point]:
-    for point in read_points(files):
-        yield history.current(point)
-    yield from history.summaries()
-
-
-def _renamed(points: Iterator[Point], names: Mapping[str, str]) -> Iterator[Point]:
+def _renamed(points: Iterable[Point], names: Mapping[str, str]) -> Iterator[Point]:
     for point in points:
         run = names.get(point.tags["run"])
         yield point if run is None else replace(point, tags={**point.tags, "run": run})

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,17 +79,23 @@ def assert_is_summary(value: Any, folder: Path) -> None:
         raise DataError(f"{folder / 'summary.json'} is not a run's summary")
 
 
-def read_points(files: Sequence[Path]) -> Iterator[Point]:
-    """Yield the points of metrics.jsonl files that exist; a line that is none is passed over."""
+def read_points(files: Sequence[Path], *, without: Collection[str] = ()) -> Iterator[Point]:
+    """Yield the points of metrics.jsonl files that exist; a line that is none is passed over.
+
+    Args:
+        files: oldest first.
+        without: measurements that are passed over, unread: most of a journal is samples.
+    """
+    unread = tuple(b'{"measurement":"%s",' % name.encode() for name in without)
     for path in files:
         if not path.exists():
             continue
         with path.open("rb") as file:
             for line in file:
-                try:
-                    yield parse_line(line)
-                except MessageError:
+                if line.startswith(unread):
                     continue
+                with suppress(MessageError):
+                    yield parse_line(line)
 
 
 def fetch_run(address: BrokerAddress, run: str) -> RunData:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,10 @@ DATABASES = {"fedmq": "fedmq", "fedmq-samples": "fedmq_samples"}
 """Data source -> database; a test compares them with the provisioning file."""
 
 
+PANEL_PIXELS = 900
+"""Width of half a page on a common screen."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Range:
     """A chosen time, in milliseconds since 1970."""
@@ -26,6 +30,12 @@ class Range:
     since_ms: int
     until_ms: int
     interval: str = "10s"
+
+    def of_panel(self, panel: Mapping[str, Any]) -> Range:
+        """Return the range with the step that Grafana chooses for a panel: a dot a pixel, but none shorter than the panel's own."""
+        own = panel.get("interval", "1s")
+        seconds = max(int(own[:-1]) * {"s": 1, "m": 60}[own[-1]], (self.until_ms - self.since_ms) // 1000 // PANEL_PIXELS)
+        return replace(self, interval=f"{seconds}s")
 
 
 def load(page: str, language: str = "en") -> dict[str, Any]:
@@ -101,7 +111,7 @@ def answers(panel: Mapping[str, Any], server: InfluxServer, variables: Mapping[s
     """Return what a panel's queries answer, before its transformations."""
     frames: list[Frame] = []
     for target in panel["targets"]:
-        text = filled(target["query"], variables, time)
+        text = filled(target["query"], variables, time.of_panel(panel))
         series = server.query(text, database=DATABASES[target["datasource"]["uid"]])
         if target["resultFormat"] == "table":
             frames += [frame_of_table(series)] if series else []

@@ -134,7 +134,7 @@ def ask_all(site: Site, page: str, run: str, language: str = "en") -> float:
     slowest = 0.0
     for panel in panels(load(page, language)):
         for target in panel.get("targets", []):
-            text = filled(target["query"], variables, span)
+            text = filled(target["query"], variables, span.of_panel(panel))
             began = time.monotonic()
             series = site.server.query(text, database=DATABASES[target["datasource"]["uid"]])
             slowest = max(slowest, time.monotonic() - began)
@@ -334,7 +334,7 @@ def test_a_database_without_a_run_says_nothing_wrong(influx: InfluxServer) -> No
 
 @pytest.fixture(scope="session")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """A database with one run of 500 rounds, 50 nodes and 8 classes that ends now."""
+    """A database with one run of 500 rounds, 50 nodes and 32 classes that ends now."""
     folder = tmp_path_factory.mktemp("large")
     server = InfluxServer(folder / "influx", require("database"))
     server.start()
@@ -347,7 +347,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             started_ns=now_ns - (num_rounds * seconds + 10) * SECOND,
             num_rounds=num_rounds,
             num_nodes=50,
-            num_classes=8,
+            num_classes=32,
             round_seconds=seconds,
             sample_seconds=20,
             has_local_classes=False,
