@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from federation.codec import decode, encode
 from federation.errors import CodecError, LocalProtocolError, RejectReason, SettingsError
 from federation.layout import layout_of
-from federation.learning.codecs import CODECS, Codec, build_codec, decode_sets, encode_sets, wire_signature
+from federation.learning.codecs import CODECS, Codec, build_codec, decode_sets, encode_sets, flatten, unflatten, wire_signature
 from federation.learning.sets import Sets, TensorSet
 from federation.params import Array, TensorSpec, signature_of
 from tests.wire.tensors import draw, normal, tensors
@@ -120,3 +120,13 @@ def test_names_that_could_be_taken_for_parts_are_refused() -> None:
 def test_wrong_settings_are_named(name: str, values: dict[str, Any], text: str) -> None:
     with pytest.raises(SettingsError, match=text):
         build_codec(name, values)
+
+
+def test_sets_lie_flat_in_a_file_and_come_apart_again() -> None:
+    sets = Sets({"model": {"a.w": normal(3), "b": normal(2)}, "control": {"a.w": normal(3, seed=1)}})
+    flat = flatten(sets)
+    assert sorted(flat) == ["a.w", "b", "control:a.w"]
+    assert encode(flat) == encode(encode_sets(build_codec("float32", {}), sets, bases={}, kept={}, purpose="t"))
+    back = unflatten(flat)
+    assert back.signatures == sets.signatures
+    assert back["control"]["a.w"].tobytes() == sets["control"]["a.w"].tobytes()

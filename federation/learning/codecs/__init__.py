@@ -9,13 +9,13 @@ from pydantic import ValidationError
 
 from federation.errors import SettingsError
 from federation.learning.codecs.codec import Codec
-from federation.learning.codecs.encoding import decode_sets, encode_sets, wire_signature
+from federation.learning.codecs.encoding import decode_sets, encode_sets, flatten, unflatten, wire_signature
 from federation.learning.codecs.float16 import Float16
 from federation.learning.codecs.float32 import Float32
 from federation.learning.codecs.int8 import Int8
 from federation.learning.codecs.topk import TopK
 
-__all__ = ["CODECS", "Codec", "build_codec", "decode_sets", "encode_sets", "wire_signature"]
+__all__ = ["CODECS", "Codec", "build_codec", "decode_sets", "encode_sets", "flatten", "unflatten", "wire_signature"]
 
 CODECS: Mapping[str, type[Codec]] = {"float16": Float16, "float32": Float32, "int8": Int8, "topk": TopK}
 """Every codec by the name a run file calls it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, MutableMapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -76,6 +77,33 @@ def decode_sets(codec: Codec, encoded: Params, signatures: Mapping[str, Signatur
         CodecError: on access, where a tensor's parts contradict themselves.
     """
     return Sets({name: _decoded(codec, encoded, name, signature, bases.get(name)) for name, signature in signatures.items()})
+
+
+def flatten(sets: Sets) -> TensorSet:
+    """Return all tensors of the sets under their names in a transfer, as float32, read when they are asked for."""
+    places = {wire_name(name, tensor): (name, tensor) for name, tensors in sets.items() for tensor in tensors}
+    specs = {wire_name(name, spec.name): replace(spec, name=wire_name(name, spec.name)) for name in sets for spec in sets[name].signature}
+    signature = tuple(specs[name] for name in sorted(specs))
+
+    def compute(wire: str) -> Array:
+        name, tensor = places[wire]
+        return sets[name][tensor]
+
+    return TensorSet.computed(signature, compute)
+
+
+def unflatten(tensors: TensorSet) -> Sets:
+    """Return the sets that float32 tensors of a transfer are of, by their names; read when they are asked for."""
+    signatures: dict[str, list[TensorSpec]] = {}
+    for spec in tensors.signature:
+        name, colon, tensor = spec.name.partition(":")
+        set_name, tensor = (name, tensor) if colon else (MODEL, spec.name)
+        signatures.setdefault(set_name, []).append(replace(spec, name=tensor))
+
+    def part(set_name: str, signature: Signature) -> TensorSet:
+        return TensorSet.computed(signature, lambda tensor: tensors[wire_name(set_name, tensor)])
+
+    return Sets({name: part(name, tuple(specs)) for name, specs in signatures.items()})
 
 
 def wire_name(set_name: str, tensor: str) -> str:
