@@ -10,22 +10,26 @@ from typing import Any
 
 from aggregator.archive import Archive
 from aggregator.checkpoint import CheckpointStore
-from aggregator.cohort import Expectation
+from aggregator.cohort import Expectation, keeps_node_state
 from aggregator.coordinator import Coordinator, Sign
 from aggregator.events import Position
 from aggregator.record import RunRecord
 from aggregator.round_keeper import RoundKeeper
+from aggregator.round_messages import choice_of
 from aggregator.service import AggregatorService, Job, Measure
 from aggregator.updates import UpdateCollector
 from federation.clock import Clock
 from federation.codec import layout_of
 from federation.errors import CheckpointError
 from federation.images import named_classes
+from federation.learning.algorithms import Algorithm, build_algorithm
+from federation.learning.codecs import flatten
+from federation.learning.exchange import build_exchange
+from federation.learning.sets import Sets, TensorSet
 from federation.messages import Evaluation, RoundResult
-from federation.params import Params, signature_of
+from federation.params import Params
 from federation.settings import RunSettings
 from federation.signing import Signer, TrustedKeys
-from federation.strategies import build_strategy
 from federation.transport import Transport
 
 
@@ -52,7 +56,7 @@ def build_service_for(
 
     Args:
         settings: the run's.
-        initial: the global model of the first round.
+        initial: the network from the run's seed.
         image_shape: channels, height and width of the nodes' images.
         class_names: of their labels.
         evaluate_global: evaluates a global model; None is published as no evaluation.
@@ -71,10 +75,14 @@ def build_service_for(
     Raises:
         CheckpointError: there is a checkpoint although the run is not resumed, or it can't be used.
     """
-    signature = signature_of(initial)
-    strategy = build_strategy(settings.strategy)
+    whole = TensorSet(initial)
+    method, codec = choice_of(settings.method), choice_of(settings.codec)
+    algorithm = build_algorithm(method.name, method.settings, num_nodes=settings.rounds.min_nodes)
+    start = algorithm.start(whole)
+    down = start.only(algorithm.down)
+    exchange = build_exchange(method, codec, num_nodes=algorithm.num_nodes, down=down.signatures)
     store = CheckpointStore(state_dir, settings)
-    position = _starting_position(store, initial, is_resuming=is_resuming, now_ns=clock.time_ns())
+    position = _starting_position(store, start, algorithm, is_resuming=is_resuming, now_ns=clock.time_ns())
     record = RunRecord(
         out_dir=out_dir, settings=settings, num_nodes=settings.partition.num_nodes, is_resumed=is_resuming, class_names=class_names
     )
@@ -83,8 +91,10 @@ def build_service_for(
         image_shape=image_shape,
         num_classes=len(class_names),
         class_names=named_classes(class_names),
-        global_bytes=layout_of(signature).total_bytes,
-        proximal_mu=strategy.proximal_mu,
+        global_bytes=layout_of(flatten(down).signature).total_bytes,
+        needs=frozenset({method.name, codec.name}),
+        min_updates=algorithm.min_updates,
+        keeps_node_state=keeps_node_state(settings),
     )
     instance = secrets.token_hex(8)
     coordinator = Coordinator(
@@ -112,11 +122,11 @@ def build_service_for(
         transport=transport,
         store=store,
         collector=UpdateCollector(
-            folder=store.open_updates_folder(instance), run=settings.run, signature=signature, trusted_keys=trusted_keys
+            folder=store.open_updates_folder(instance), run=settings.run, exchange=exchange, trusted_keys=trusted_keys
         ),
         record=record,
-        strategy=strategy,
-        signature=signature,
+        exchange=exchange,
+        initial=whole,
         evaluate=evaluate_global,
         measure=measure,
         background=background,
@@ -137,10 +147,11 @@ def _sealer(signer: Signer | None, clock: Clock) -> Sign:
     return seal
 
 
-def _starting_position(store: CheckpointStore, initial: Params, *, is_resuming: bool, now_ns: int) -> Position:
+def _starting_position(store: CheckpointStore, start: Sets, algorithm: Algorithm, *, is_resuming: bool, now_ns: int) -> Position:
     stored = store.load(now_ns=now_ns)
     if stored is not None and not is_resuming:
         raise CheckpointError(f"{store.folder} holds a checkpoint of this run; continue it with --resume, or choose another run name")
     if stored is not None:
         return replace(stored, epoch=stored.epoch + 1)
-    return Position(epoch=1, round_number=1, cohort=(), global_digest=store.write_global(initial, {})[0])
+    digest, state_digest = store.write_sets(start, algorithm.down)
+    return Position(epoch=1, round_number=1, cohort=(), global_digest=digest, state_digest=state_digest)

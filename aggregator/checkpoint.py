@@ -1,8 +1,7 @@
-"""What the aggregator keeps on disk: its position, global models and strategy state.
+"""What the aggregator keeps on disk: its position, the method's sets.
 
 {state_dir}/{run}/checkpoint.json           position and the settings it belongs to; replaced atomically
-{state_dir}/{run}/globals/{digest}.safetensors        a global model, named by its digest
-{state_dir}/{run}/globals/{digest}.safetensors        the strategy's state, likewise, if the rule has any
+{state_dir}/{run}/globals/{digest}.safetensors        the sets that nodes are sent, and those that stay here, named by their digests
 {state_dir}/{run}/updates/{instance}/       updates of the open round, of one process
 {state_dir}/{run}/finished/, retained.jsonl  finished rounds (aggregator/round_keeper.py)
 """
@@ -12,6 +11,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+from collections.abc import Collection
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,10 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from aggregator.events import Position
 from federation.codec import FileParams, file_digest, sync, write_params
 from federation.errors import CheckpointError
-from federation.params import Params, Signature
+from federation.learning.codecs import flatten
+from federation.learning.exchange import sets_of
+from federation.learning.sets import Sets
+from federation.params import FiniteParams, Params, Signature
 from federation.settings import RunSettings
 
 
@@ -112,23 +115,35 @@ class CheckpointStore:
             sync(self.folder.parent)
 
     def global_path(self, digest: str) -> Path:
-        """Return where the global model or strategy state of this digest is, or will be."""
+        """Return where the sets of this digest are, or will be: those that nodes are sent, or those that stay here."""
         return self._globals / f"{digest}.safetensors"
 
-    def read_global(self, digest: str, signature: Signature | None) -> FileParams:
-        """Return a global model, or with no signature a strategy's state, its tensors read from disk on access."""
-        return FileParams(self.global_path(digest), signature)
+    def read_sets(self, *digests: str | None) -> Sets:
+        """Return the sets of these digests, their tensors read from disk on access.
 
-    def write_global(self, params: Params, state: Params, signature: Signature | None = None) -> tuple[str, str | None]:
-        """Store a global model, of `signature` where it is known, and its strategy's state durably.
+        Raises:
+            CodecError: a file is not what was stored.
+            OSError: it can't be read.
+        """
+        files = [FileParams(self.global_path(digest)) for digest in digests if digest is not None]
+        return Sets({name: tensors for file in files for name, tensors in sets_of(file, file.signature).items()})
+
+    def write_sets(self, sets: Sets, down: Collection[str]) -> tuple[str, str | None]:
+        """Store sets durably: those that nodes are sent in one file, the others in another.
 
         Returns:
-            Their digests; None in the second place without state.
+            Their digests; None in the second place where there are no others.
+
+        Raises:
+            CodecError: a tensor holds NaN or infinity.
         """
-        return self.write(params, signature), self.write(state) if state else None
+        others = [name for name in sets if name not in down]
+        sent, kept = flatten(sets.only(down)), flatten(sets.only(others))
+        digest = self.write(FiniteParams(sent), sent.signature)
+        return digest, self.write(FiniteParams(kept), kept.signature) if others else None
 
     def write(self, params: Params, signature: Signature | None = None) -> str:
-        """Store a global model or a strategy's state durably; return its digest."""
+        """Store tensors durably; return their digest."""
         fresh = self._globals / f"next-{secrets.token_hex(4)}.safetensors"
         digest = write_params(fresh, params, signature=signature)
         fresh.replace(self.global_path(digest))

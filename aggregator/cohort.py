@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from math import ceil
 
+from federation.learning.algorithms import algorithm_class
+from federation.learning.codecs import CODECS
 from federation.messages import NodeStatus
+from federation.settings import RunSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,8 +23,13 @@ class Expectation:
     class_names: tuple[str, ...] = ()
     """In the order of the labels; empty where the run's data do not name them."""
     global_bytes: int
-    """Size of the encoded model in bytes; every update has it too."""
-    proximal_mu: float = 0.0
+    """Size in bytes of what every node is sent at the start of a round."""
+    needs: frozenset[str] = frozenset()
+    """Names of the method and the codec, which every node must know."""
+    min_updates: int = 1
+    """Of how many updates the method is what it promises."""
+    keeps_node_state: bool = False
+    """Whether method or codec keep anything on nodes, which then need to know which of their updates have counted."""
 
     def unfitness(self, status: NodeStatus) -> str | None:
         """Return why a node can't take part, or None."""
@@ -29,6 +37,8 @@ class Expectation:
             return "offline"
         if status.problem:
             return f"sits out: {status.problem}"
+        if unknown := sorted(self.needs - set(status.capabilities)):
+            return f"sits out: it does not know {' and '.join(repr(name) for name in unknown)}: update it, or install that there"
         if tuple(status.image_shape) != self.image_shape or status.num_classes != self.num_classes:
             return (
                 f"sits out: its images are {status.image_shape} with {status.num_classes} classes, "
@@ -43,6 +53,11 @@ class Expectation:
                 "set FEDMQ_CLASS_NAMES on the node to the run's classes, in their order"
             )
         return None if status.num_examples > 0 else "sits out: it has no examples"
+
+
+def keeps_node_state(settings: RunSettings) -> bool:
+    """Return whether a run's method or codec keep anything on nodes."""
+    return algorithm_class(settings.method.name).keeps_node_state or CODECS[settings.codec.name].error_feedback
 
 
 def draw_cohort(nodes: Iterable[str], *, seed: int, round_number: int, participation: float, min_nodes: int) -> tuple[str, ...]:

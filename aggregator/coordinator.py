@@ -10,7 +10,7 @@ carries events in and performs effects, tests and the simulator do the same on a
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from enum import Enum, auto
 from typing import Literal, TypeAlias, assert_never
@@ -53,9 +53,9 @@ from aggregator.events import (
 )
 from aggregator.open_round import LATE, Member, OpenRound, UpdateEvent, ack_of
 from aggregator.roster import Roster
-from aggregator.round_messages import plan_of, result_of, state_of
+from aggregator.round_messages import fleet_size, plan_of, result_of, state_of
 from federation.messages import Evaluation, RoundPlan, RoundResult, RunState
-from federation.settings import MIN_PRIVATE_NODES, MIN_UPDATES, RunSettings
+from federation.settings import MIN_PRIVATE_NODES, RunSettings
 
 START_SECONDS = 0.5
 """How long a starting aggregator waits for a predecessor's retained state."""
@@ -391,7 +391,7 @@ class Coordinator:
             members={node: Member() for node in cohort},
             opened_at=now,
             deadline_at=now + deadline_seconds - elapsed_seconds,
-            min_updates=MIN_UPDATES.get(self._settings.strategy.name, 1),
+            min_updates=self._expectation.min_updates,
         )
         self.phase = Phase.COLLECTING
         return [
@@ -413,7 +413,13 @@ class Coordinator:
             self.phase = Phase.AGGREGATING
             declared = {node: number for node, number in self._roster.declared().items() if node in current.members}
             current.declared = declared
-            aggregate = Aggregate(round_number=current.number, nodes=tuple(accepted), declared=declared, min_updates=current.least)
+            aggregate = Aggregate(
+                round_number=current.number,
+                nodes=tuple(accepted),
+                declared=declared,
+                min_updates=current.least,
+                num_nodes=fleet_size(len(current.members), self._settings.rounds),
+            )
             return [*effects, aggregate]
         effects.append(Note(text=f"round={current.number} below quorum: the global model stays", warning=True))
         current.next_global_digest = self._position.global_digest
@@ -437,6 +443,7 @@ class Coordinator:
             failed_rounds=0 if aggregated else self._position.failed_rounds + 1,
             finished=is_last,
             state_digest=current.next_state_digest if aggregated else self._position.state_digest,
+            counted=self._counted(current) if aggregated else self._position.counted,
             elapsed_seconds=0.0,
         )
         effects: list[Effect] = [PublishResult(result=result), *missing]
@@ -448,6 +455,12 @@ class Coordinator:
         self.phase = Phase.WAITING
         opening = self._open_round_if_possible(now)
         return [*effects, *(opening or [SaveCheckpoint(position=self._position), *self._say()])]
+
+    def _counted(self, current: OpenRound) -> Mapping[str, str]:
+        """Return each node's newest update that was aggregated, this round's included."""
+        if not self._expectation.keeps_node_state:
+            return {}
+        return {**self._position.counted, **current.counted()}
 
     def _note_missing(self, current: OpenRound) -> list[Effect]:
         """Set those aside who have failed too often; those who answer the call will be tried again."""

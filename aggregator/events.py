@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from aggregator.protection import Contribution
@@ -105,7 +105,7 @@ class AggregationFinished:
     next_global_digest: str
     diagnostics: dict[str, float]
     next_state_digest: str | None = None
-    """Of the strategy's state; None where the rule keeps none."""
+    """Of the sets that stay on the server; None where the method has none."""
     contributions: tuple[Contribution, ...] = ()
     """What the protection made of each update, in node order."""
 
@@ -255,6 +255,8 @@ class Aggregate:
     """How many examples each node has, as far as its status said."""
     min_updates: int
     """So many must be left by the protection."""
+    num_nodes: int
+    """About how many nodes the cohort was drawn from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -312,7 +314,9 @@ class Position:
     """Rounds below quorum in a row."""
     finished: bool = False
     state_digest: str | None = None
-    """Of the strategy's state; None where the rule keeps none, or before the first round."""
+    """Of the sets that stay on the server; None where the method has none."""
+    counted: Mapping[str, str] = field(default_factory=dict)
+    """Node -> the digest of its newest update that was aggregated; empty where nothing is kept on nodes."""
     elapsed_seconds: float = 0.0
     """How long the open round has been open."""
 

@@ -59,7 +59,7 @@ class OpenRound:
     opened_at: float
     deadline_at: float
     min_updates: int = 1
-    """Of how many updates the strategy is what it promises."""
+    """Of how many updates the method is what it promises."""
     grace_at: float | None = None
     closed_at: float = 0.0
     aggregated_at: float = 0.0
@@ -188,6 +188,10 @@ class OpenRound:
                 effects.append(Note(text=f"round={self.number} node={contribution.node} {contribution.reason}", warning=True))
         return effects
 
+    def counted(self) -> dict[str, str]:
+        """Return the digest of each member's update that was aggregated."""
+        return counted_updates(self.outcomes())
+
     def failed(self) -> list[str]:
         """Return the members of whom nothing was aggregated, in node-id order: silent, rejected, or left out by the protection."""
         return sorted(
@@ -243,6 +247,15 @@ class OpenRound:
             self.num_duplicates += 1
             return [*restoring, ack_of(event, "discarded", DUPLICATE)]
         return [*restoring, ack_of(event, outcome.outcome, outcome.reason)]
+
+
+def counted_updates(outcomes: Sequence[NodeOutcome]) -> dict[str, str]:
+    """Return node -> digest of the updates that went into a round's aggregation: accepted, and not left out by the protection."""
+    return {
+        outcome.node: outcome.update_digest
+        for outcome in outcomes
+        if outcome.outcome == "accepted" and outcome.weight != 0 and outcome.update_digest is not None
+    }
 
 
 def ack_of(

@@ -5,7 +5,7 @@
     n_k       <= declared_k, max_examples                      of every update
     n_k       <= max_weight_ratio * median_j n_j               of three or more
 
-An update too far away is left out, a weight too large is lowered. It runs before the strategy, and `fedmq replay` runs
+An update too far away is left out, a weight too large is lowered. It runs before the method, and `fedmq replay` runs
 it again: pure, from the updates, the global model, the plan's settings and what the nodes had declared. A bound by
 the cohort's median needs three updates: of two, the lying one would be half of the median.
 
@@ -21,9 +21,10 @@ from statistics import median
 
 import numpy as np
 
+from federation.learning.algorithms import Update, Upload
+from federation.learning.sets import MODEL, Sets, TensorSet
 from federation.params import Array, Params
 from federation.settings import ProtectionSettings
-from federation.strategies import Update
 
 MIN_FOR_MEDIAN = 3
 """Updates of which one lying node can't make the median."""
@@ -44,7 +45,7 @@ class Contribution:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Protected:
-    """A round's updates as the strategy may see them."""
+    """A round's updates as the method may see them."""
 
     updates: tuple[Update, ...]
     """In the order given, without those that were left out, with the weights they may have."""
@@ -53,30 +54,40 @@ class Protected:
 
 
 def protect(
-    updates: Sequence[Update], *, declared: Mapping[str, int], global_params: Params, settings: ProtectionSettings | None
+    updates: Sequence[Update],
+    *,
+    declared: Mapping[str, int],
+    down: Sets,
+    uploads: Mapping[str, Upload],
+    settings: ProtectionSettings | None,
 ) -> Protected:
     """Bound what each update may do.
 
     Args:
-        updates: in node order, of the global model's signature, every value finite; each tensor is read once.
+        updates: in node order, of the method's sets, every value finite; each tensor is read once.
         declared: how many examples each node said it has, where it did.
-        global_params: the model the updates were trained from.
+        down: the sets the updates were trained from.
+        uploads: what the sets of an update are.
         settings: the run's; None: a run led before there was a protection, nothing is bounded.
     """
     if settings is None:
         return Protected(updates=tuple(updates), contributions=())
-    distances = {update.node: distance(update.params, global_params) for update in updates}
-    bound, why = _bound_of(list(distances.values()), norm(global_params), settings)
-    near = [update for update in updates if distances[update.node] <= bound]
-    claims = {update.node: _claim(update, declared, settings) for update in near}
+    distances = {update.node: {name: _size(update.sets[name], uploads[name], down) for name in uploads} for update in updates}
+    model_norm = norm(down[MODEL])
+    # Each set by itself: a control variate and a model have no common unit.
+    bounds = {name: _bound_of([sizes[name] for sizes in distances.values()], model_norm, settings) for name in uploads}
+    excess = {node: next((name for name in sorted(sizes) if not sizes[name] <= bounds[name][0]), "") for node, sizes in distances.items()}
+    claims = {update.node: _claim(update, declared, settings) for update in updates if not excess[update.node]}
     most = max(claims.values(), default=0)
     if len(claims) >= MIN_FOR_MEDIAN:
         most = floor(settings.max_weight_ratio * median(claims.values()))
     kept, contributions = [], []
     for update in updates:
-        far = distances[update.node]
-        if update.node not in claims:
-            reason = f"left out: its distance from the global model, {far:.4g}, is more than {bound:.4g}, {why}"
+        far = distances[update.node][MODEL]
+        if name := excess[update.node]:
+            bound, why = bounds[name]
+            what = "its distance from the global model" if name == MODEL else f"the size of its {name}"
+            reason = f"left out: {what}, {distances[update.node][name]:.4g}, is more than {bound:.4g}, {why}"
             contributions.append(Contribution(node=update.node, weight=0, distance=far, reason=reason))
             continue
         weight = min(claims[update.node], most)
@@ -84,6 +95,11 @@ def protect(
         contributions.append(Contribution(node=update.node, weight=weight, distance=far, reason=reason))
         kept.append(replace(update, num_examples=weight))
     return Protected(updates=tuple(kept), contributions=tuple(contributions))
+
+
+def _size(tensors: TensorSet, upload: Upload, down: Sets) -> float:
+    """Return how large a change is, or how far what is no change lies from what it is like."""
+    return norm(tensors) if upload.is_difference else distance(tensors, down[upload.like])
 
 
 def distance(params: Params, from_params: Params) -> float:

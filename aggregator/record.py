@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,8 +18,10 @@ from aggregator.journal import Journal
 from aggregator.round_points import points_of_result
 from aggregator.run_life import Life, begin_life
 from aggregator.run_summary import RoundsSoFar, RunFacts
+from federation.codec import write_params
 from federation.condition import RunCondition
 from federation.errors import MessageError
+from federation.learning.sets import TensorSet
 from federation.messages import Evaluation, MetricPoint, MetricsReport, RoundResult
 from federation.metrics import SERVER, Point, point_of_node
 from federation.rejections import Rejections
@@ -66,6 +67,8 @@ class RunRecord:
     _global_digest: str = ""
     _num_written: int = 0
     """Rounds that the summary on disk holds."""
+    _model_digest: str = ""
+    """Of model.safetensors, once the run is over."""
 
     def __post_init__(self) -> None:
         self.journal = Journal(self.out_dir / "metrics.jsonl")
@@ -73,14 +76,14 @@ class RunRecord:
     @property
     def tags(self) -> dict[str, str]:
         """What every point of this run is tagged with."""
-        return {"run": self.settings.run, "strategy": self.settings.strategy.name}
+        return {"run": self.settings.run, "strategy": self.settings.method.name}
 
     @property
     def facts(self) -> RunFacts:
         """What does not change while the run goes on."""
         return RunFacts(
             dataset=self.settings.data.name,
-            method=self.settings.strategy.name,
+            method=self.settings.method.name,
             num_classes=len(self.class_names),
             num_rounds=self.settings.num_rounds,
         )
@@ -221,9 +224,9 @@ class RunRecord:
                 self.num_rejected_points += 1
         return points
 
-    def close(self, model: Path) -> None:
+    def close(self, model: TensorSet) -> None:
         """Store the final model beside the summary."""
-        shutil.copyfile(model, self.out_dir / "model.safetensors")
+        self._model_digest = write_params(self.out_dir / "model.safetensors", model, signature=model.signature)
         self._write_summary()
 
     def _go_on(self, entry: Mapping[str, Any]) -> None:
@@ -238,11 +241,13 @@ class RunRecord:
     def _write_summary(self) -> None:
         summary = {
             "run": self.settings.run,
-            "strategy": self.settings.strategy.name,
+            "strategy": self.settings.method.name,
             "data": self.settings.data.name,
             "num_nodes": self.num_nodes,
             "seed": self.settings.seed,
             "global_digest": self._global_digest,
+            # Nodes may be sent more than the model, a control variate perhaps: that is not in model.safetensors.
+            **({"model_digest": self._model_digest} if self._model_digest not in {"", self._global_digest} else {}),
             "rounds": self._rounds,
             "final": self._final,
             "class_names": list(self.class_names),

@@ -16,7 +16,10 @@ from typing import TypeVar
 from aggregator.round_folder import RoundFolder, read_payload
 from federation.chunks import ChunkedFile
 from federation.codec import FileParams
-from federation.errors import ArchiveError, LocalProtocolError, RemoteProtocolError
+from federation.errors import ArchiveError, LocalProtocolError, RemoteProtocolError, SettingsError
+from federation.learning.algorithms import Update
+from federation.learning.exchange import Exchange, build_exchange, sets_of
+from federation.learning.sets import Sets
 from federation.messages import (
     MAX_MESSAGE_BYTES,
     Ack,
@@ -31,7 +34,6 @@ from federation.messages import (
 )
 from federation.params import check_finite
 from federation.signing import TrustedKeys
-from federation.strategies import Update
 
 M = TypeVar("M", bound=Message)
 T = TypeVar("T", bound=Transfer)
@@ -68,8 +70,10 @@ class RecordedRound:
     result: RoundResult
     result_digest: str
     folder: RoundFolder
+    exchange: Exchange | None = field(repr=False)
+    """The method, and how its sets travelled; None where a round that nobody could finish has lost its model."""
     updates: tuple[Update, ...] = field(repr=False)
-    """The accepted ones, in node-id order, read from disk on access."""
+    """The accepted ones, in node-id order, read from disk and decoded on access; none without an exchange."""
 
     @property
     def link(self) -> Link:
@@ -77,14 +81,9 @@ class RecordedRound:
         return Link(result_digest=self.result_digest, next_global_digest=self.result.next_global_digest)
 
     @property
-    def global_params(self) -> FileParams:
-        """The global model at the start of the round."""
-        return FileParams(self.folder.tensors_file("global"))
-
-    @property
-    def state_params(self) -> FileParams | None:
-        """The strategy's state then; None where it keeps none, or before the first round."""
-        return FileParams(self.folder.tensors_file("strategy")) if self.plan.state_digest else None
+    def sets(self) -> Sets:
+        """All sets at the start of the round: those that nodes were sent, and those that stayed on the server."""
+        return _sets_in(self.folder, "global", *(["strategy"] if self.plan.state_digest else []))
 
 
 class RecordChecker:
@@ -121,9 +120,18 @@ class RecordChecker:
         stray = sorted({*folder.updates()} - {outcome.node for outcome in accepted})
         if stray:
             raise place.fault(f"updates/{stray[0]}", "the result accepted no update of this node")
-        updates = tuple(self._check_update(place, folder, outcome, result) for outcome in accepted)
+        down = _sets_in(folder, "global") if "global" in folder.transfers() else None
+        exchange = self._exchange(place, plan, down) if down is not None else None
+        updates = [self._check_update(place, folder, outcome, result, exchange, down) for outcome in accepted]
         self._check_acks(place, folder, result)
-        return RecordedRound(plan=plan, result=result, result_digest=result_digest, folder=folder, updates=updates)
+        return RecordedRound(
+            plan=plan,
+            result=result,
+            result_digest=result_digest,
+            folder=folder,
+            exchange=exchange,
+            updates=tuple(update for update in updates if update is not None),
+        )
 
     def check_result(self, folder: RoundFolder, round_number: int, previous: Link | None) -> tuple[RoundResult, str]:
         """Return a round's result and its digest, as far as it can be checked without the rest of the record.
@@ -153,13 +161,21 @@ class RecordChecker:
         plan, payload = self._read(place, folder, "plan.json", RoundPlan)
         if hashlib.sha256(payload).hexdigest() != result.plan_digest:
             raise place.fault("plan.json", "it is not the plan that the result names")
-        if (plan.global_digest, plan.strategy.name) != (result.global_digest, result.strategy):
+        if (plan.global_digest, plan.method.name) != (result.global_digest, result.method):
             raise place.fault("plan.json", "it contradicts the result")
         if plan.cohort != [outcome.node for outcome in result.outcomes]:
             raise place.fault("plan.json", "its cohort is not that of the result's outcomes")
         return plan
 
-    def _check_update(self, place: _Place, folder: RoundFolder, outcome: NodeOutcome, result: RoundResult) -> Update:
+    def _exchange(self, place: _Place, plan: RoundPlan, down: Sets) -> Exchange:
+        try:
+            return build_exchange(plan.method, plan.codec, num_nodes=plan.num_nodes, down=down.signatures)
+        except (SettingsError, KeyError) as error:
+            raise place.fault("plan.json", f"it can't be repeated here: {error}") from None
+
+    def _check_update(
+        self, place: _Place, folder: RoundFolder, outcome: NodeOutcome, result: RoundResult, exchange: Exchange | None, down: Sets | None
+    ) -> Update | None:
         transfer = f"updates/{outcome.node}"
         name = f"{transfer}/manifest.json"
         manifest = self._check_transfer(place, folder, transfer, UpdateManifest, outcome.update_digest or "")
@@ -171,12 +187,15 @@ class RecordChecker:
                 self._trusted_keys.check(manifest)
         except RemoteProtocolError as error:
             raise place.fault(name, str(error)) from None
+        if exchange is None:
+            return None
         try:
-            params = FileParams(folder.tensors_file(transfer))
-            check_finite(params)
+            tensors = FileParams(folder.tensors_file(transfer), exchange.update_signature)
+            for decoded in exchange.decode(tensors, None).values():
+                check_finite(decoded)
         except RemoteProtocolError as error:
             raise place.fault(f"{transfer}/tensors.safetensors", str(error)) from None
-        return Update(node=outcome.node, num_examples=manifest.num_examples, params=params)
+        return Update(node=outcome.node, num_examples=manifest.num_examples, sets=exchange.decode(tensors, down))
 
     def _check_transfer(self, place: _Place, folder: RoundFolder, transfer: str, kind: type[T], digest: str) -> T:
         manifest, _ = self._read(place, folder, f"{transfer}/manifest.json", kind)
@@ -217,6 +236,11 @@ class RecordChecker:
         if (getattr(message, "run", None), getattr(message, "round_number", None)) != (self._run, place.round_number):
             raise place.fault(name, f"it is of another run or round than {self._run}, {place.round_number}")
         return message, payload
+
+
+def _sets_in(folder: RoundFolder, *transfers: str) -> Sets:
+    files = [FileParams(folder.tensors_file(transfer)) for transfer in transfers]
+    return Sets({name: tensors for file in files for name, tensors in sets_of(file, file.signature).items()})
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,9 @@ from pathlib import Path
 from aggregator.archive import Archive
 from aggregator.broker_rounds import BrokerRounds
 from aggregator.checkpoint import CheckpointStore
+from aggregator.cohort import keeps_node_state
 from aggregator.events import Position
+from aggregator.open_round import counted_updates
 from aggregator.record import RunRecord
 from aggregator.recorded_round import Link, RecordChecker
 from aggregator.replay import End, Ending, Replay
@@ -71,9 +73,10 @@ def recover(run: str, broker: BrokerRounds, *, state_dir: Path, out_dir: Path, t
         CheckpointError: there is a checkpoint already.
     """
     state = broker.state()
-    if state.settings is None:
+    settings = state.run_settings()
+    if settings is None:
         raise ArchiveError(f"the broker's state of {run!r} does not hold its settings: it was written by an older version")
-    store = CheckpointStore(state_dir, state.settings)
+    store = CheckpointStore(state_dir, settings)
     if store.load() is not None:
         raise CheckpointError(f"{store.folder} holds a checkpoint of this run: continue it with --resume, or move it away to recover")
     if not broker.round_numbers():
@@ -89,7 +92,7 @@ def recover(run: str, broker: BrokerRounds, *, state_dir: Path, out_dir: Path, t
     newest = max(found.results)
     if found.ending is None or (state.result_digest != found.ending.link.result_digest and not _is_newer(state, newest)):
         raise ArchiveError(f"the newest result on the broker, of round {newest}, is not the one that the run's state names")
-    finished = newest >= state.settings.num_rounds
+    finished = newest >= settings.num_rounds
     number, start = _start(run, broker, archive, found, state, store, trusted_keys)
     results = [found.results[key] for key in sorted(found.results) if key < number]
     position = Position(
@@ -101,13 +104,14 @@ def recover(run: str, broker: BrokerRounds, *, state_dir: Path, out_dir: Path, t
         previous_result_digest=start.link.result_digest if start.link else None,
         failed_rounds=_trailing_failures(results),
         finished=finished and number > newest,
+        counted=_counted(results) if keeps_node_state(settings) else {},
     )
-    _summarise(results, state.settings, out_dir)
+    _summarise(results, settings, out_dir)
     store.save(position, now_ns=now_ns)
     return Recovered(
         position=position,
         num_rounds=len(found.results) - len(found.skipped),
-        settings=state.settings,
+        settings=settings,
         repaired=tuple(found.repaired),
         skipped=tuple(found.skipped.values()),
     )
@@ -219,6 +223,15 @@ def _open_cohort(run: str, broker: BrokerRounds, round_number: int, global_diges
     if (plan.run, plan.round_number, plan.global_digest) != (run, round_number, global_digest):
         raise ArchiveError(f"round {round_number}: plan: it does not follow from the round before")
     return tuple(plan.cohort)
+
+
+def _counted(results: Sequence[RoundResult]) -> dict[str, str]:
+    """Return each node's newest update that was aggregated, as far as the results go back."""
+    counted: dict[str, str] = {}
+    for result in results:
+        if result.aggregated:
+            counted.update(counted_updates(result.outcomes))
+    return counted
 
 
 def _trailing_failures(results: Sequence[RoundResult]) -> int:

@@ -18,12 +18,14 @@ from aggregator.protection import Contribution, protect
 from aggregator.recorded_round import Link, RecordChecker, RecordedRound, RecordError
 from aggregator.round_folder import RoundFolder
 from federation.codec import FileParams, write_params
-from federation.errors import ArchiveError
+from federation.errors import ArchiveError, SettingsError
+from federation.learning.algorithms import Algorithm, build_algorithm
+from federation.learning.codecs import flatten
+from federation.learning.exchange import sets_of
+from federation.learning.sets import MODEL, Sets, TensorSet
 from federation.messages import Evaluation, RoundResult
 from federation.params import Params
-from federation.settings import MIN_UPDATES, StrategySettings
 from federation.signing import TrustedKeys
-from federation.strategies import build_strategy
 
 
 class RoundSource(Protocol):
@@ -59,11 +61,11 @@ class WhatIf:
     """What is to be different.
 
     Args:
-        strategy: the rule; None keeps the recorded one.
+        method: whose half of the server aggregates; None keeps the recorded one.
         without: nodes whose updates are left out.
     """
 
-    strategy: StrategySettings | None = None
+    method: Algorithm.Settings | None = None
     without: Collection[str] = field(default_factory=frozenset)
 
 
@@ -84,7 +86,7 @@ class Ending:
     link: Link
     state_digest: str | None = None
     knows_state: bool = True
-    """False where only the round's result is known, not what its updates made of the strategy's state."""
+    """False where only the round's result is known, not what its updates made of the sets that stay on the server."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,11 +94,14 @@ class _Computed:
     """What aggregating a round's updates gives."""
 
     nodes: tuple[str, ...]
-    params: FileParams | None
-    """None where nothing was aggregated: the round's global model stays."""
+    sets: Sets | None
+    """What nodes would be sent next; None where nothing was aggregated: the round's sets stay."""
     digest: str
-    state: FileParams | None
+    state: Sets | None
+    """What would stay on the server; None likewise, or where the method has no such sets."""
     state_digest: str | None
+    model: TensorSet | None = None
+    """What makes predictions; None where the server has nothing that does."""
     contributions: tuple[Contribution, ...] = ()
     """What the protection made of each update."""
 
@@ -148,7 +153,7 @@ class Replay:
         link = before.link if before else None
         record = self._checker.check(self._extract(number, path, link), number, link)
         if before is not None and before.knows_state and record.plan.state_digest != before.state_digest:
-            raise RecordError(number, "plan.json", f"it names another state of the strategy than round {number - 1} ended with")
+            raise RecordError(number, "plan.json", f"it names other sets of the server than round {number - 1} ended with")
         with tempfile.TemporaryDirectory(prefix="fedmq-replay-") as scratch:
             computed = self._compute(record, WhatIf(), None, Path(scratch))
         if record.result.aggregated:
@@ -167,7 +172,7 @@ class Replay:
         Raises:
             ArchiveError: a record can't be trusted.
         """
-        state: FileParams | None = None
+        state: Sets | None = None
         with tempfile.TemporaryDirectory(prefix="fedmq-replay-") as scratch:
             for record in self._records(round_numbers, Path(scratch)):
                 computed = self._compute(record, change, state, Path(scratch))
@@ -177,11 +182,11 @@ class Replay:
                     result=record.result,
                     nodes=computed.nodes,
                     next_global_digest=computed.digest,
-                    evaluation=evaluate(computed.params) if evaluate is not None and computed.params is not None else None,
+                    evaluation=evaluate(computed.model) if evaluate is not None and computed.model is not None else None,
                 )
 
     def write_end(self, round_number: int, store: Callable[[Params], str]) -> End:
-        """Store what a round ended with, checked and repeated: the model, and the strategy's state if it keeps one.
+        """Store what a round ended with, checked and repeated: the sets that nodes are sent, and those that stay on the server.
 
         Args:
             round_number: the round.
@@ -193,9 +198,9 @@ class Replay:
         with tempfile.TemporaryDirectory(prefix="fedmq-replay-") as scratch:
             for record in self.verify([round_number]):
                 computed = self._compute(record, WhatIf(), None, Path(scratch))
-                state = computed.state if record.result.aggregated else record.state_params
-                digest = store(record.global_params if computed.params is None else computed.params)
-                return End(link=record.link, digest=digest, state_digest=store(state) if state is not None else None)
+                down, kept = _parted(record) if computed.sets is None else (computed.sets, computed.state)
+                state_digest = store(flatten(kept)) if kept is not None else None
+                return End(link=record.link, digest=store(flatten(down)), state_digest=state_digest)
         raise ArchiveError(f"round {round_number}: there is no record of it")
 
     def _records(self, round_numbers: Sequence[int], scratch: Path) -> Iterator[RecordedRound]:
@@ -220,48 +225,83 @@ class Replay:
                 self._checker.check_result(folder, number, link)
             raise
 
-    def _compute(self, record: RecordedRound, change: WhatIf, state: FileParams | None, scratch: Path) -> _Computed:
+    def _compute(self, record: RecordedRound, change: WhatIf, state: Sets | None, scratch: Path) -> _Computed:
         """Aggregate a round's updates: as recorded, or changed, and then with `state` from the rounds before."""
         nodes = tuple(update.node for update in record.updates if update.node not in change.without)
-        model_file, state_file = scratch / "model.safetensors", scratch / f"state-{record.result.round_number}.safetensors"
-        if not record.result.aggregated or not nodes:
-            # Below quorum, or with nobody left, the global model stays.
-            return _Computed(nodes=(), params=None, digest=record.result.global_digest, state=None, state_digest=None)
-        strategy_settings = change.strategy or record.plan.strategy
-        strategy = build_strategy(strategy_settings)
-        if change.strategy is None and (state is None or not change.without):
-            state = record.state_params
+        nothing = _Computed(nodes=(), sets=None, digest=record.result.global_digest, state=None, state_digest=None)
+        if record.exchange is None or not record.result.aggregated or not nodes:
+            # Below quorum, or with nobody left, the sets stay.
+            return nothing
+        algorithm, sets = _changed_method(record, change, state)
+        down = sets.only(algorithm.down)
         protected = protect(
             [update for update in record.updates if update.node in nodes],
             declared={
                 outcome.node: outcome.declared_examples for outcome in record.result.outcomes if outcome.declared_examples is not None
             },
-            global_params=record.global_params,
+            down=down,
+            uploads=algorithm.up,
             settings=record.plan.protection,
         )
         stated = {outcome.node: outcome.weight for outcome in record.result.outcomes}
         if any(stated.get(update.node) == 0 for update in protected.updates):
-            suspects = nodes_on_probation(
-                protected, global_params=record.global_params, settings=record.plan.protection, tolerance=TOLERANCE
-            )
+            suspects = nodes_on_probation(protected, down=down, uploads=algorithm.up, settings=record.plan.protection, tolerance=TOLERANCE)
             protected = leave_out(protected, [node for node in suspects if stated.get(node) == 0])
-        if len(protected.updates) < MIN_UPDATES.get(strategy_settings.name, 1):
-            return _Computed(nodes=(), params=None, digest=record.result.global_digest, state=None, state_digest=None)
-        aggregation = strategy.aggregate(
-            state=strategy.initial_state(record.global_params) if state is None else state,
-            global_params=record.global_params,
-            updates=protected.updates,
-        )
-        digest = write_params(model_file, aggregation.params, durable=False)
-        state_digest = write_params(state_file, aggregation.state, durable=False) if aggregation.state else None
+        if len(protected.updates) < algorithm.min_updates:
+            return nothing
+        following = algorithm.aggregate(sets, protected.updates)
+        sent, digest = _written(following.only(algorithm.down), scratch / "model.safetensors")
+        names = [name for name in following if name not in algorithm.down]
+        kept, state_digest = None, None
+        if names:
+            kept, state_digest = _written(following.only(names), scratch / f"state-{record.result.round_number}.safetensors")
         return _Computed(
             nodes=tuple(update.node for update in protected.updates),
             contributions=protected.contributions,
-            params=FileParams(model_file),
+            sets=sent,
             digest=digest,
-            state=FileParams(state_file) if state_digest else None,
+            state=kept,
             state_digest=state_digest,
+            model=algorithm.whole_model(sent, None, sent[MODEL]),
         )
+
+
+def _changed_method(record: RecordedRound, change: WhatIf, state: Sets | None) -> tuple[Algorithm, Sets]:
+    """Return the method that is to aggregate a round, and the sets it begins with.
+
+    Raises:
+        SettingsError: the updates are not what that method works from.
+    """
+    assert record.exchange is not None, "a round without its model was not aggregated"  # noqa: S101 - the caller has looked
+    recorded, sets = record.exchange.algorithm, record.sets
+    if change.method is None:
+        own = {} if state is None or not change.without else state
+        return recorded, Sets({**sets, **own})
+    settings = change.method.model_dump(exclude={"name"})
+    algorithm = build_algorithm(change.method.name, settings, num_nodes=record.plan.num_nodes)
+    if (algorithm.up, algorithm.down) != (recorded.up, recorded.down):
+        raise SettingsError(
+            f"{change.method.name} works from other sets than the recorded updates of {record.plan.method.name} hold: "
+            "ask what if only of methods that exchange the same"
+        )
+    down = sets.only(recorded.down)
+    start = algorithm.start(down[MODEL]) if state is None else state
+    return algorithm, Sets({**{name: start[name] for name in start if name not in algorithm.down}, **down})
+
+
+def _parted(record: RecordedRound) -> tuple[Sets, Sets | None]:
+    """Return the sets that a round's nodes were sent, and those that stayed on the server."""
+    sets = record.sets
+    down = record.exchange.algorithm.down if record.exchange is not None else tuple(sets)
+    others = [name for name in sets if name not in down]
+    return sets.only(down), sets.only(others) if others else None
+
+
+def _written(sets: Sets, path: Path) -> tuple[Sets, str]:
+    """Write sets to a file; return them as they are read from it, and its digest."""
+    tensors = flatten(sets)
+    digest = write_params(path, tensors, signature=tensors.signature, durable=False)
+    return sets_of(FileParams(path), tensors.signature), digest
 
 
 def _check_contributions(record: RecordedRound, contributions: Sequence[Contribution]) -> None:

@@ -189,7 +189,7 @@ def _is_too_present(held: _Held) -> bool:
 def _writer(topic_name: str) -> str:
     """Return the node that the access list lets write a topic that is none of the protocol's.
 
-    `fedmq/v1/{run}/rounds/{r}/updates/{node}/...`, `.../nodes/{node}/status` or `.../metrics/{node}`.
+    `fedmq/v2/{run}/rounds/{r}/updates/{node}/...`, `.../nodes/{node}/status` or `.../metrics/{node}`.
     """
     levels = topic_name.split("/")
     place = 6 if levels[3:4] == ["rounds"] else 4

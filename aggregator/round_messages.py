@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from math import ceil
 
 from aggregator.cohort import Expectation
 from aggregator.events import Position
 from aggregator.open_round import OpenRound
+from federation.learning.algorithms import Algorithm
+from federation.learning.codecs import Codec
 from federation.learning.schedules import learning_rate
-from federation.messages import Evaluation, RoundPlan, RoundResult, RunPhase, RunState
-from federation.settings import RunSettings
+from federation.messages import Choice, Evaluation, RoundPlan, RoundResult, RunPhase, RunState
+from federation.settings import RoundSettings, RunSettings
 
 
 def state_of(position: Position, settings: RunSettings, *, phase: RunPhase, instance: str, roll_call: int, reason: str) -> RunState:
@@ -23,12 +26,12 @@ def state_of(position: Position, settings: RunSettings, *, phase: RunPhase, inst
         epoch=position.epoch,
         instance=instance,
         roll_call=roll_call,
-        strategy=settings.strategy.name,
+        method=settings.method.name,
         model=settings.model,
         final_digest=position.global_digest if phase == "finished" else None,
         reason=reason[:500],
         result_digest=position.previous_result_digest,
-        settings=settings,
+        settings=settings.model_dump(mode="json"),
     )
 
 
@@ -44,8 +47,10 @@ def plan_of(current: OpenRound, position: Position, settings: RunSettings, expec
         model=settings.model,
         training=settings.training,
         learning_rate=learning_rate(settings.training, current.number, settings.num_rounds),
-        proximal_mu=expectation.proximal_mu,
-        strategy=settings.strategy,
+        method=choice_of(settings.method),
+        codec=choice_of(settings.codec),
+        num_nodes=fleet_size(len(current.members), settings.rounds),
+        counted={node: position.counted[node] for node in sorted(current.members) if node in position.counted},
         protection=settings.protection,
         state_digest=position.state_digest,
         global_digest=position.global_digest,
@@ -73,7 +78,7 @@ def result_of(
         epoch=position.epoch,
         previous_result_digest=position.previous_result_digest,
         plan_digest=hashlib.sha256(plan.to_payload()).hexdigest(),
-        strategy=settings.strategy.name,
+        method=settings.method.name,
         aggregated=aggregated,
         global_digest=position.global_digest,
         next_global_digest=current.next_global_digest,
@@ -89,3 +94,13 @@ def result_of(
         bytes_down=expectation.global_bytes * len(current.members),
         diagnostics=current.diagnostics,
     )
+
+
+def fleet_size(cohort_size: int, rounds: RoundSettings) -> int:
+    """Return about how many nodes a cohort was drawn from: what is in the record, for the nodes that came and went are not."""
+    return ceil(cohort_size / rounds.participation)
+
+
+def choice_of(settings: Algorithm.Settings | Codec.Settings) -> Choice:
+    """Return a method or codec as a plan names it, every setting spelt out: defaults may differ between versions."""
+    return Choice(name=settings.name, settings=settings.model_dump(mode="json", exclude={"name"}))

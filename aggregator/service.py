@@ -50,9 +50,11 @@ from federation import topics
 from federation.clock import Clock
 from federation.codec import sync
 from federation.errors import CodecError, FedMQError, FencedError, RejectReason, RemoteProtocolError
+from federation.learning.algorithms import Update
+from federation.learning.exchange import Exchange
+from federation.learning.sets import MODEL, Sets, TensorSet
 from federation.messages import Evaluation, MetricPoint, RoundResult
-from federation.params import FiniteParams, Params, Signature
-from federation.strategies import Aggregation, Strategy, Update
+from federation.params import FiniteParams, Params
 from federation.transport import Connected, Delivered, Disconnected, Refused, Transport, TransportEvent
 
 logger = logging.getLogger("aggregator")
@@ -97,8 +99,8 @@ class AggregatorService:
         store: where position and models are kept.
         collector: where updates are collected.
         record: the run's folder.
-        strategy: the aggregation rule.
-        signature: of the run's model.
+        exchange: the method, and how its sets travel.
+        initial: the network from the run's seed.
         measure: measures a global model as ONNX, beside the next round; None leaves it out.
         evaluate: evaluates a global model on the test set; None results are published as such.
         background: runs a job elsewhere and hands its event to `take` later, on the service's thread.
@@ -115,8 +117,8 @@ class AggregatorService:
         store: CheckpointStore,
         collector: UpdateCollector,
         record: RunRecord,
-        strategy: Strategy,
-        signature: Signature,
+        exchange: Exchange,
+        initial: TensorSet,
         evaluate: Callable[[Params], Evaluation | None],
         measure: Measure | None,
         background: Callable[[Job], None],
@@ -130,9 +132,9 @@ class AggregatorService:
         self._store = store
         self._collector = collector
         self._record = record
-        self._strategy = strategy
+        self._exchange = exchange
         self._protection = record.settings.protection
-        self._signature = signature
+        self._initial = initial
         self._evaluate = evaluate
         self._measure = measure
         self._last_measurement: Callable[[], GlobalMeasured] | None = None
@@ -387,8 +389,11 @@ class AggregatorService:
         if measure is None or not result.aggregated:
             return
         round_number, digest = result.round_number + 1, result.next_global_digest
+        model = self._whole_model(digest)
+        if model is None:
+            return
         # Read now: the next round's checkpoint forgets this model's file once it has a newer one.
-        params = dict(self._store.read_global(digest, self._signature).items())
+        params = dict(model)
 
         def job() -> GlobalMeasured:
             return GlobalMeasured(round_number=round_number, points=measure(round_number, digest, params))
@@ -426,7 +431,7 @@ class AggregatorService:
             self._keeper.finish_check(before_round=self._coordinator.num_finished + 1)
         if self._last_measurement is not None:
             self.take(self._last_measurement())
-        self._record.close(self._store.global_path(self._coordinator.position.global_digest))
+        self._record.close(self._store.read_sets(self._coordinator.position.global_digest)[MODEL])
 
     # --- background jobs ------------------------------------------------------------------------
 
@@ -441,42 +446,47 @@ class AggregatorService:
         for node in effect.nodes:
             # Before the result is published, and here rather than in `stage`, which holds up the service.
             sync(self._collector.record(node)[1])
-        position = self._coordinator.position
-        global_params = self._store.read_global(position.global_digest, self._signature)
-        if position.state_digest is None:
-            state = self._strategy.initial_state(global_params)
-        else:
-            state = self._store.read_global(position.state_digest, None)
-        updates = [self._collector.stored(node) for node in effect.nodes]
-        protected = protect(updates, declared=effect.declared, global_params=global_params, settings=self._protection)
+        position, algorithm = self._coordinator.position, self._exchange.algorithm.with_num_nodes(effect.num_nodes)
+        sets = self._store.read_sets(position.global_digest, position.state_digest)
+        down = sets.only(algorithm.down)
+        updates = [self._collector.stored(node, down) for node in effect.nodes]
+        protected = protect(updates, declared=effect.declared, down=down, uploads=algorithm.up, settings=self._protection)
         refused = partial(AggregationRefused, round_number=effect.round_number, contributions=protected.contributions)
         if len(protected.updates) < effect.min_updates:
             return refused(detail=f"the protection left {len(protected.updates)} updates, {effect.min_updates} are needed")
 
-        def aggregate(chosen: Sequence[Update]) -> Aggregation:
-            return self._strategy.aggregate(state=state, global_params=global_params, updates=chosen)
+        def aggregate(chosen: Sequence[Update]) -> Sets:
+            return algorithm.aggregate(sets, chosen)
+
+        def evaluate(following: Sets) -> Evaluation | None:
+            model = algorithm.whole_model(following.only(algorithm.down), None, self._initial)
+            return self._evaluate(FiniteParams(model)) if model is not None else None
 
         try:
             protected = try_updates(
                 protected,
-                global_params=global_params,
+                down=down,
+                uploads=algorithm.up,
                 aggregate=aggregate,
-                evaluate=lambda params: self._evaluate(FiniteParams(params)),
+                evaluate=evaluate,
                 settings=self._protection,
                 min_updates=effect.min_updates,
             )
-            aggregation = aggregate(protected.updates)
-            digest, state_digest = self._store.write_global(FiniteParams(aggregation.params), aggregation.state, self._signature)
+            digest, state_digest = self._store.write_sets(aggregate(protected.updates), algorithm.down)
         except CodecError as error:
             return refused(detail=f"the new global model can't be used: {error}")
         return AggregationFinished(
             round_number=effect.round_number,
             next_global_digest=digest,
             next_state_digest=state_digest,
-            diagnostics=dict(aggregation.diagnostics),
+            diagnostics={},
             contributions=protected.contributions,
         )
 
     def _evaluate_global(self, effect: Evaluate) -> Event:
-        params = self._store.read_global(effect.global_digest, self._signature)
-        return EvaluationFinished(round_number=effect.round_number, evaluation=self._evaluate(params))
+        model = self._whole_model(effect.global_digest)
+        return EvaluationFinished(round_number=effect.round_number, evaluation=self._evaluate(model) if model is not None else None)
+
+    def _whole_model(self, digest: str) -> TensorSet | None:
+        """Return the model that makes predictions; None where a method has none on the server."""
+        return self._exchange.algorithm.whole_model(self._store.read_sets(digest), None, self._initial)

@@ -10,10 +10,12 @@ from aggregator.events import UpdateCompleted, UpdateOffered, UpdateRefused
 from federation.chunks import Assembly, parse_chunk
 from federation.codec import FileParams, layout_of
 from federation.errors import RejectReason, RemoteProtocolError
+from federation.learning.algorithms import Update
+from federation.learning.exchange import Exchange
+from federation.learning.sets import Sets
 from federation.messages import UpdateManifest, parse
-from federation.params import Signature, check_finite
+from federation.params import check_finite
 from federation.signing import TrustedKeys
-from federation.strategies import Update
 
 
 @dataclass(slots=True, kw_only=True)
@@ -32,16 +34,16 @@ class UpdateCollector:
     Args:
         folder: where the files go; emptied at every round.
         run: the run's name.
-        signature: what every update must be.
+        exchange: what every update must be, and how it is decoded.
         trusted_keys: by which every manifest must be signed; None takes unsigned ones.
     """
 
-    def __init__(self, *, folder: Path, run: str, signature: Signature, trusted_keys: TrustedKeys | None = None) -> None:
+    def __init__(self, *, folder: Path, run: str, exchange: Exchange, trusted_keys: TrustedKeys | None = None) -> None:
         self._folder = folder
         self._run = run
-        self._signature = signature
+        self._exchange = exchange
         self._trusted_keys = trusted_keys
-        self._total_bytes = layout_of(signature).total_bytes
+        self._total_bytes = layout_of(exchange.update_signature).total_bytes
         self._round_number = 0
         self._base_digest = ""
         self._uploads: dict[str, _Upload] = {}
@@ -108,12 +110,18 @@ class UpdateCollector:
             return None, []
         return upload.manifest.sha256, upload.assembly.missing()
 
-    def stored(self, node: str) -> Update:
-        """Return a completed update, its tensors read from disk on access."""
+    def stored(self, node: str, down: Sets) -> Update:
+        """Return a completed update, its tensors read from disk and decoded on access.
+
+        Args:
+            node: whose.
+            down: the sets it was trained from.
+        """
         upload = self._uploads[node]
         if upload.manifest is None or upload.path is None:
             raise KeyError(node)
-        return Update(node=node, num_examples=upload.manifest.num_examples, params=FileParams(upload.path, self._signature))
+        tensors = FileParams(upload.path, self._exchange.update_signature)
+        return Update(node=node, num_examples=upload.manifest.num_examples, sets=self._exchange.decode(tensors, down))
 
     def record(self, node: str) -> tuple[bytes, Path]:
         """Return a completed update's manifest, byte for byte as it came, and its file."""
@@ -146,7 +154,8 @@ class UpdateCollector:
         manifest = upload.manifest
         try:
             path = upload.assembly.finish()
-            check_finite(FileParams(path, self._signature))
+            for tensors in self._exchange.decode(FileParams(path, self._exchange.update_signature), None).values():
+                check_finite(tensors)
         except RemoteProtocolError as error:
             upload.assembly.discard()
             del self._uploads[node]

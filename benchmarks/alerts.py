@@ -122,7 +122,7 @@ def faults(folder: Path, server: InfluxServer, broker: PrivateBroker) -> list[di
         summary = fleet.out_dir / "summary.json"
         fleet.wait_until(lambda: summary.exists() and len(json.loads(summary.read_text(encoding="utf-8"))["rounds"]) >= 2)
         with connected(broker, AGGREGATOR) as client:
-            client.publish(f"fedmq/v1/{RUN}/control", Control(run=RUN, wanted="pause").to_payload())
+            client.publish(f"fedmq/v2/{RUN}/control", Control(run=RUN, wanted="pause").to_payload())
         watch = Watch(server)
         quiet_until = time.monotonic() + SETTLE_SECONDS
         while time.monotonic() < quiet_until:

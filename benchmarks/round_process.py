@@ -9,8 +9,6 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import numpy as np
-
 from aggregator import events as aggregator_events
 from aggregator.database import Database
 from aggregator.database_address import DatabaseAddress
@@ -28,6 +26,9 @@ from edge_node.work import LocalUpdate
 from federation import models, topics
 from federation.broker_address import BrokerAddress
 from federation.codec import layout_of
+from federation.learning.algorithms import NodeState
+from federation.learning.exchange import capabilities
+from federation.learning.sets import Sets, TensorSet
 from federation.messages import Evaluation, NodeStatus, RoundPlan
 from federation.mqtt import MqttTransport
 from federation.params import Params
@@ -62,11 +63,15 @@ class NoTraining:
     def __init__(self, seconds: float = 0.0) -> None:
         self._seconds = seconds
 
-    def train(self, plan: RoundPlan, global_params: Params, should_stop: Callable[[], bool]) -> LocalUpdate:  # noqa: ARG002
+    def train(self, plan: RoundPlan, sets: Sets, kept: NodeState, should_stop: Callable[[], bool]) -> LocalUpdate:  # noqa: ARG002
         """Return the global model, read into memory as training would."""
-        params = {name: np.array(global_params[name]) for name in global_params}
+        model = sets["model"].held()
         time.sleep(self._seconds)
-        return LocalUpdate(params=params, num_examples=1, loss=0.0, train_seconds=0.0, samples_per_second=0.0)
+        return LocalUpdate(sets=Sets({"model": model}), num_examples=1, loss=0.0, train_seconds=0.0, samples_per_second=0.0)
+
+    def whole_model(self, plan: RoundPlan, sets: Sets, kept: NodeState) -> TensorSet | None:  # noqa: ARG002
+        """Return the global model."""
+        return sets["model"]
 
 
 def main() -> int:
@@ -154,7 +159,15 @@ def _take_part(
     name: str, address: BrokerAddress, folder: Path, signer: Signer | None, *, train_seconds: float, sample_seconds: float | None
 ) -> int:
     process = Process()
-    status = NodeStatus(node=name, online=True, instance=name, num_examples=1, image_shape=list(IMAGE_SHAPE), num_classes=len(CLASS_NAMES))
+    status = NodeStatus(
+        node=name,
+        online=True,
+        instance=name,
+        num_examples=1,
+        image_shape=list(IMAGE_SHAPE),
+        num_classes=len(CLASS_NAMES),
+        capabilities=capabilities(),
+    )
     will = Will(topic=str(topics.StatusTopic("bench", name)), payload=will_payload(status))
     transport = MqttTransport(address, client_id=f"bench-{name}", on_event=process.put, will=will)
     service = EdgeNodeService(

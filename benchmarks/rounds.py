@@ -164,14 +164,14 @@ def measure_floor(broker: PrivateBroker, nodes: Sequence[str], num_bytes: int, *
     server = MqttTransport(_address(broker, AGGREGATOR), client_id="floor-server", on_event=inbox.put)
     server.start()
     _wait_connected(inbox)
-    server.subscribe(["fedmq/v1/floor/rounds/1/updates/+/chunks/0"])
+    server.subscribe(["fedmq/v2/floor/rounds/1/updates/+/chunks/0"])
     clients = [_echo(broker, node, num_messages, message) for node in nodes]
     time.sleep(0.5)
     seconds = []
     for _ in range(num_rounds):
         start = time.monotonic()
         for _ in range(num_messages):
-            server.publish("fedmq/v1/floor/rounds/1/global/chunks/0", message)
+            server.publish("fedmq/v2/floor/rounds/1/global/chunks/0", message)
         for _ in range(num_messages * len(clients)):
             inbox.get(timeout=GIVE_UP_SECONDS)
         seconds.append(time.monotonic() - start)
@@ -185,7 +185,7 @@ def _echo(broker: PrivateBroker, node: str, num_messages: int, message: bytes) -
     client = MqttTransport(_address(broker, node), client_id=f"floor-{node}", on_event=inbox.put)
     client.start()
     _wait_connected(inbox)
-    client.subscribe(["fedmq/v1/floor/rounds/1/global/chunks/0"])
+    client.subscribe(["fedmq/v2/floor/rounds/1/global/chunks/0"])
 
     def answer() -> None:
         while True:
@@ -193,7 +193,7 @@ def _echo(broker: PrivateBroker, node: str, num_messages: int, message: bytes) -
                 if not isinstance(inbox.get(), Delivered):
                     return
             for _ in range(num_messages):
-                client.publish(f"fedmq/v1/floor/rounds/1/updates/{node}/chunks/0", message)
+                client.publish(f"fedmq/v2/floor/rounds/1/updates/{node}/chunks/0", message)
 
     threading.Thread(target=answer, daemon=True).start()
     return client

@@ -145,7 +145,7 @@ def _send(sender: MqttTransport, template: MetricPoint, time_ns: int) -> None:
         time.sleep(0.001)
     for index in range(NUM_NODES):
         point = template.model_copy(update={"time_ns": time_ns})
-        sender.publish(f"fedmq/v1/bench/metrics/node-{index}", MetricsReport(node=f"node-{index}", points=[point]).to_payload())
+        sender.publish(f"fedmq/v2/bench/metrics/node-{index}", MetricsReport(node=f"node-{index}", points=[point]).to_payload())
 
 
 def compare(folder: Path, server: InfluxServer | None, *, num_rounds: int, repeats: int, train_seconds: float) -> dict[str, float]:

@@ -11,13 +11,15 @@ from edge_node.config import EdgeNodeConfig
 from edge_node.work import LocalUpdate
 from federation import models
 from federation.data import Dataset, ImageSet, Indices, load_dataset
-from federation.errors import DataError
+from federation.errors import DataError, LocalProtocolError
 from federation.evaluation import evaluate
+from federation.learning.algorithms import Algorithm, NodeState, build_algorithm
+from federation.learning.sets import MODEL, Sets, TensorSet
+from federation.learning.trainer import LocalTrainer
 from federation.messages import Evaluation, RoundPlan
-from federation.params import Params
 from federation.partition import hold_out, split
 from federation.settings import DataSettings, PartitionSettings, load_run_file
-from federation.training import TrainingTask, train
+from federation.training import TrainingTask
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,8 +87,8 @@ class LocalLearner:
         self._node = node
         self._data = data
 
-    def train(self, plan: RoundPlan, global_params: Params, should_stop: Callable[[], bool]) -> LocalUpdate:
-        """Validate the global model, then train it.
+    def train(self, plan: RoundPlan, sets: Sets, kept: NodeState, should_stop: Callable[[], bool]) -> LocalUpdate:
+        """Validate the global model, then let the round's method train.
 
         Raises:
             TrainingCancelled: `should_stop` returned true.
@@ -97,30 +99,48 @@ class LocalLearner:
             raise DataError("this node has no usable images")
         images, num_classes = self._data.training, len(self._data.class_names)
         module = models.build(plan.model, images.image_shape, num_classes, seed=0)
+        trainer = LocalTrainer(self._task(plan, self._data, sets), should_stop=should_stop, module=module)
+        algorithm = _algorithm_of(plan)
         validation: Evaluation | None = None
         if self._data.validation is not None:
-            models.load_parameters(module, global_params)
-            validation = evaluate(module, self._data.validation, num_classes)
-        task = TrainingTask(
-            global_params=global_params,
-            images=images,
-            num_classes=num_classes,
-            model=plan.model,
-            training=plan.training,
-            learning_rate=plan.learning_rate,
-            proximal_mu=plan.proximal_mu,
-            seed=plan.seed,
-            round_number=plan.round_number,
-            node=self._node,
-        )
-        outcome = train(task, should_stop=should_stop, module=module)
+            model = algorithm.whole_model(sets, kept, trainer.initial)
+            if model is not None:
+                models.load_parameters(module, model)
+                validation = evaluate(module, self._data.validation, num_classes)
+        update = algorithm.train(trainer, sets, kept)
+        if update.trained is None:
+            raise LocalProtocolError(f"{plan.method.name} returned an update without saying how it was trained")
         return LocalUpdate(
-            params=outcome.params,
-            num_examples=outcome.num_examples,
-            loss=outcome.loss,
-            train_seconds=outcome.seconds,
-            samples_per_second=outcome.samples_per_second,
+            sets=update.sets,
+            num_examples=update.num_examples,
+            loss=update.trained.loss,
+            train_seconds=update.trained.seconds,
+            samples_per_second=update.trained.samples_per_second,
             validation_accuracy=validation.accuracy if validation else None,
             validation_loss=validation.loss if validation else None,
             validation_class_accuracy=validation.class_accuracy if validation else (),
         )
+
+    def whole_model(self, plan: RoundPlan, sets: Sets, kept: NodeState) -> TensorSet | None:
+        """Return the model that makes predictions on this node; None where there is none."""
+        if self._data is None:
+            return sets[MODEL]
+        return _algorithm_of(plan).whole_model(sets, kept, LocalTrainer(self._task(plan, self._data, sets)).initial)
+
+    def _task(self, plan: RoundPlan, data: NodeData, sets: Sets) -> TrainingTask:
+        return TrainingTask(
+            global_params=sets[MODEL],
+            images=data.training,
+            num_classes=len(data.class_names),
+            model=plan.model,
+            training=plan.training,
+            learning_rate=plan.learning_rate,
+            proximal_mu=0.0,
+            seed=plan.seed,
+            round_number=plan.round_number,
+            node=self._node,
+        )
+
+
+def _algorithm_of(plan: RoundPlan) -> Algorithm:
+    return build_algorithm(plan.method.name, plan.method.settings, num_nodes=plan.num_nodes)

@@ -30,6 +30,7 @@ from federation.environment import read_environment
 from federation.errors import DataError, SettingsError
 from federation.heartbeat import say_problem
 from federation.images import named_classes
+from federation.learning.exchange import capabilities
 from federation.messages import NodeStatus
 from federation.mqtt import BrokerAddress, MqttTransport
 from federation.process import SYSTEM_CLOCK, Process, set_up_logging
@@ -194,5 +195,6 @@ def describe_node(node: str, data: NodeData | None, problem: str) -> NodeStatus:
         num_cores=available_cores(),
         memory_bytes=psutil.virtual_memory().total,
         software={"fedmq": version("fedmq"), "python": sys.version.split()[0], **{name: version(name).split("+")[0] for name in packages}},
+        capabilities=capabilities(),
         problem=problem,
     )

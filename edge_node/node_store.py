@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from federation.codec import FileParams, sync_folder, write_params
+from federation.codec import FileParams, sync, write_params
 from federation.errors import RemoteProtocolError
 from federation.learning.codecs import flatten
 from federation.learning.exchange import sets_of
@@ -123,7 +123,7 @@ class NodeStore:
             file.flush()
             os.fsync(file.fileno())
         fresh.replace(self._file)
-        sync_folder(self._folder)
+        sync(self._folder)
         kept = {self._path(state.sha256) for state in (stored.counted, stored.undecided) if state is not None}
         for path in self._folder.glob("*.safetensors"):
             if path not in kept:

@@ -108,6 +108,7 @@ class EdgeNodeService:
             learner=learner,
             deployer=deployer,
             spool=spool,
+            node=status.node,
             run=run,
             followed_round=lambda: participant.round_number if self.stopped is None else None,
             publish=self._publish_metrics,

@@ -4,6 +4,7 @@
 {state_dir}/{run}/{round}/global.safetensors    ... whole and verified
 {state_dir}/{run}/{round}/update.safetensors    the trained update
 {state_dir}/{run}/{round}/update.json           its manifest's facts; written last, so its presence means "whole"
+{state_dir}/{run}/node/                         what the method keeps from round to round (edge_node/node_store.py)
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from edge_node.node_store import FOLDER as NODE_FOLDER
+from edge_node.node_store import NodeMemory, NodeStore
 from federation.codec import file_digest, write_params
 from federation.errors import DataError
 from federation.messages import Digest, LocalMetrics
@@ -38,6 +41,8 @@ class Spool:
 
     def __init__(self, state_dir: Path, run: str) -> None:
         self._folder = state_dir / run
+        self.node_store = NodeStore(self._folder)
+        """What the method keeps from round to round."""
 
     def enter(self, round_number: int) -> Path:
         """Make a round's folder, forget all others but the update of the round before, and return it.
@@ -50,7 +55,7 @@ class Spool:
         for other in self._folder.iterdir():
             if other.name == str(round_number - 1):
                 self.forget_global(round_number - 1)
-            elif other != folder:
+            elif other != folder and other.name != NODE_FOLDER:
                 shutil.rmtree(other, ignore_errors=True)
         return folder
 
@@ -102,14 +107,17 @@ class Spool:
             return None
         return facts if path.exists() else None
 
-    def store_update(self, round_number: int, params: Params, *, base_digest: str, num_examples: int, metrics: LocalMetrics) -> None:
-        """Store a trained update.
+    def store_update(
+        self, round_number: int, params: Params, *, base_digest: str, num_examples: int, metrics: LocalMetrics, memory: NodeMemory
+    ) -> None:
+        """Store a trained update, and beside it, undecided, what the method keeps if it counts.
 
         Not forced to the disk: after a power cut a damaged one is noticed by its digest and trained again,
         to the same bytes.
         """
         path = self.update_path(round_number)
         sha256 = write_params(path, params, durable=False)
+        self.node_store.stage(memory, round_number=round_number, update_digest=sha256)
         facts = UpdateFacts(base_digest=base_digest, sha256=sha256, num_examples=num_examples, metrics=metrics)
         fresh = path.with_suffix(".json.new")
         fresh.write_text(facts.model_dump_json(), encoding="utf-8")

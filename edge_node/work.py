@@ -12,6 +12,9 @@ from edge_node.spool import Spool
 from federation.clock import Clock
 from federation.codec import FileParams
 from federation.errors import CodecError, FedMQError, TrainingCancelled
+from federation.learning.algorithms import NodeState
+from federation.learning.exchange import build_exchange, sets_of
+from federation.learning.sets import MODEL, Sets, TensorSet
 from federation.messages import LocalMetrics, MetricPoint, RoundPlan
 from federation.params import Params
 from federation.settings import ModelSettings
@@ -23,7 +26,8 @@ logger = logging.getLogger("edge_node")
 class LocalUpdate:
     """What local training returns."""
 
-    params: Params
+    sets: Sets
+    """Those of the method's `up`."""
     num_examples: int
     loss: float
     train_seconds: float
@@ -36,13 +40,23 @@ class LocalUpdate:
 class Learner(Protocol):
     """Trains one update on this node's images."""
 
-    def train(self, plan: RoundPlan, global_params: Params, should_stop: Callable[[], bool]) -> LocalUpdate:
+    def train(self, plan: RoundPlan, sets: Sets, kept: NodeState, should_stop: Callable[[], bool]) -> LocalUpdate:
         """Return the update.
+
+        Args:
+            plan: the round's.
+            sets: what every node was sent.
+            kept: what the method keeps on this node; changed.
+            should_stop: asked before every batch.
 
         Raises:
             TrainingCancelled: `should_stop` returned true.
             FedMQError: the global model does not fit the plan, or training can't be done here.
         """
+        ...
+
+    def whole_model(self, plan: RoundPlan, sets: Sets, kept: NodeState) -> TensorSet | None:
+        """Return the model that makes predictions on this node; None where there is none."""
         ...
 
 
@@ -61,6 +75,7 @@ class RoundWork:
         learner: trains updates.
         deployer: makes each global model the device's own; None leaves it out.
         spool: the node's folder.
+        node: this node's name.
         run: the run's name.
         followed_round: the round that the node follows now, None for none: training for another is given up.
         publish: sends a round's points; from any thread.
@@ -73,6 +88,7 @@ class RoundWork:
         learner: Learner,
         deployer: Deployer | None,
         spool: Spool,
+        node: str,
         run: str,
         followed_round: Callable[[], int | None],
         publish: Callable[[int, list[MetricPoint]], None],
@@ -81,10 +97,12 @@ class RoundWork:
         self._learner = learner
         self._deployer = deployer
         self._spool = spool
+        self._node = node
         self._run = run
         self._followed_round = followed_round
         self._publish = publish
         self._clock = clock
+        self._plan: RoundPlan | None = None
 
     def train(self, plan: RoundPlan, *, download_seconds: float) -> Event:
         """Train and store one update; one that is stored already is taken as it is.
@@ -93,14 +111,19 @@ class RoundWork:
             plan: the round's; its global model is in the spool.
             download_seconds: what fetching that took, for the update's metrics.
         """
+        self._plan = plan
         round_number = plan.round_number
         stored = self._spool.stored_update(round_number)
         if stored is not None and stored.base_digest == plan.global_digest:
             return TrainingFinished(round_number=round_number, base_digest=plan.global_digest, is_old=True)
         try:
             self._spool.check_space(2 * plan.global_bytes)
-            params = FileParams(self._spool.global_path(round_number), None)
-            update = self._learner.train(plan, params, lambda: self._followed_round() != round_number)
+            store = self._spool.node_store
+            store.settle(plan.counted.get(self._node), round_number=round_number)
+            memory, sets = store.counted(), self._sets(round_number)
+            exchange = build_exchange(plan.method, plan.codec, num_nodes=plan.num_nodes, down=sets.signatures)
+            update = self._learner.train(plan, sets, memory.method, lambda: self._followed_round() != round_number)
+            purpose = f"{plan.seed}/{round_number}/{self._node}"
             metrics = LocalMetrics(
                 loss=update.loss,
                 download_seconds=download_seconds,
@@ -111,7 +134,12 @@ class RoundWork:
                 validation_class_accuracy=list(update.validation_class_accuracy),
             )
             self._spool.store_update(
-                round_number, update.params, base_digest=plan.global_digest, num_examples=update.num_examples, metrics=metrics
+                round_number,
+                exchange.encode(update.sets, sets, kept=memory.codec, purpose=purpose),
+                base_digest=plan.global_digest,
+                num_examples=update.num_examples,
+                metrics=metrics,
+                memory=memory,
             )
             figures = metrics.model_dump(exclude={"validation_class_accuracy"}, exclude_none=True)
             self._publish(round_number, [MetricPoint(measurement="train", time_ns=self._clock.time_ns(), fields=figures)])
@@ -131,11 +159,13 @@ class RoundWork:
         deployed = Deployed(round_number=effect.round_number)
         if self._deployer is not None:
             try:
-                params = dict(FileParams(self._spool.global_path(effect.round_number), None).items())
+                params = self._whole_model(effect.round_number)
             except (OSError, CodecError) as error:
                 # The next round has begun and taken the file along, as a rule: then its model is deployed instead.
                 level = logging.INFO if self._followed_round() != effect.round_number else logging.WARNING
                 logger.log(level, "round=%d deploy=skipped reason=%r", effect.round_number, str(error))
+                return deployed
+            if params is None:
                 return deployed
             try:
                 points = self._deployer.deploy(
@@ -149,3 +179,17 @@ class RoundWork:
             except Exception:  # a device without its own model still trains
                 logger.exception("round=%d deploy=failed", effect.round_number)
         return deployed
+
+    def _sets(self, round_number: int) -> Sets:
+        """Return what every node was sent at the start of a round, read from disk on access."""
+        tensors = FileParams(self._spool.global_path(round_number))
+        return sets_of(tensors, tensors.signature)
+
+    def _whole_model(self, round_number: int) -> Params | None:
+        """Return the model that makes predictions on this node, read; None where there is none."""
+        sets, plan = self._sets(round_number), self._plan
+        if plan is None:
+            # Restarted after the last round: what the method would add to the global model is not known any more.
+            return dict(sets[MODEL])
+        whole = self._learner.whole_model(plan, sets, self._spool.node_store.newest().method)
+        return dict(whole) if whole is not None else None

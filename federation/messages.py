@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 from typing import Annotated, Literal, TypeAlias, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError
 
 from federation.errors import MessageError, RejectReason
 from federation.plain_text import printable
-from federation.settings import ClassNames, ModelSettings, Name, ProtectionSettings, RunSettings, StrategySettings, TrainingSettings
+from federation.settings import ClassNames, ModelSettings, Name, ProtectionSettings, RunSettings, TrainingSettings, parse_settings
 
 MAX_MESSAGE_BYTES = 2 << 20
 """Largest JSON payload read: a manifest of 16,384 chunks, or a result of a few thousand nodes."""
@@ -38,12 +38,19 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 Tag = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 
 
+ChoiceName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_.:-]{0,127}$")]
+"""A method's or codec's name; `package.module:Name` of one's own."""
+
+UNDERSTOOD: frozenset[str] = frozenset()
+"""What a plan or state may list in `must_understand`: features after version 2 that this code knows."""
+
+
 class Message(BaseModel):
     """Base of every message."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
 
     def to_payload(self) -> bytes:
         """Return the message as JSON bytes."""
@@ -76,6 +83,8 @@ RunPhase: TypeAlias = Literal["waiting", "training", "paused", "finished", "stop
 class RunState(Message):
     """Where a run is; the first thing a joining node reads."""
 
+    model_config = ConfigDict(extra="ignore")
+
     run: Name
     phase: RunPhase
     round_number: Count
@@ -87,7 +96,7 @@ class RunState(Message):
     """Random per process: of two aggregators with one epoch, the greater leads."""
     roll_call: Count = 0
     """Whenever epoch or this number changes, every node publishes its status anew: by that the aggregator knows it lives."""
-    strategy: Tag
+    method: ChoiceName
     model: ModelSettings
     final_digest: Digest | None = None
     """`finished` only: of the final global model, published as that of round `round_number` + 1."""
@@ -95,8 +104,18 @@ class RunState(Message):
     """Why the run waits or stopped, as a sentence."""
     result_digest: Digest | None = None
     """SHA-256 of the newest result's payload: the end of the hash chain. None before the first round's end."""
-    settings: RunSettings | None = None
-    """The whole run file, from which `fedmq recover` and `fedmq replay` know what is trained."""
+    settings: dict[str, JsonValue] | None = None
+    """The whole run file, from which `fedmq recover` and `fedmq replay` know what is trained; nodes need not understand it."""
+    must_understand: list[Tag] = []
+    """Features without which this message is misread; unknown fields are ignored otherwise."""
+
+    def run_settings(self) -> RunSettings | None:
+        """Return the run file, checked; None where the state holds none.
+
+        Raises:
+            SettingsError: it is of another version, or names a method that is not installed here.
+        """
+        return parse_settings(self.settings, source="the run's state") if self.settings is not None else None
 
 
 class AggregatorStatus(Message):
@@ -124,12 +143,25 @@ class NodeStatus(Message):
     num_cores: Count = 0
     memory_bytes: Count = 0
     software: Annotated[dict[Tag, Tag], Field(max_length=20)] = {}
+    capabilities: Annotated[list[ChoiceName], Field(max_length=500)] = []
+    """Names of the methods and codecs that this node can obey."""
     problem: Text = ""
     """Why the node sits rounds out, as a sentence; empty when it is fit."""
 
 
+class Choice(BaseModel):
+    """A method or codec, and its settings; checked by whoever is to obey it, for another node may know others."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    name: ChoiceName
+    settings: dict[str, JsonValue] = {}
+
+
 class RoundPlan(Message):
     """What one round asks of its cohort."""
+
+    model_config = ConfigDict(extra="ignore")
 
     run: Name
     round_number: RoundNumber
@@ -143,16 +175,23 @@ class RoundPlan(Message):
     training: TrainingSettings
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     """This round's, after the schedule."""
-    proximal_mu: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    strategy: StrategySettings = StrategySettings()
-    """How the round's updates will be aggregated: what replay repeats."""
+    method: Choice
+    """How nodes train, and how their updates will be aggregated: what replay repeats."""
+    codec: Choice
+    """How updates travel."""
+    num_nodes: Annotated[int, Field(ge=1, le=10**9)]
+    """About how many nodes the cohort was drawn from."""
+    counted: Annotated[dict[Name, Digest], Field(max_length=10_000)] = {}
+    """Cohort member -> the digest of its newest update that was aggregated: by that a node decides on what its method keeps there.
+    Empty where neither method nor codec keeps anything."""
     protection: ProtectionSettings | None = None
     """What bounds them before; None in records from before there was a protection."""
     state_digest: Digest | None = None
-    """Of the strategy's state before the round, published beside the global model; None where the rule keeps none."""
-    codec: Literal["safetensors"] = "safetensors"
+    """Of the sets that stay on the server, published beside those that nodes are sent; None where the method has none."""
     global_digest: Digest
     global_bytes: Annotated[int, Field(ge=1, le=MAX_PARAMS_BYTES)]
+    must_understand: list[Tag] = []
+    """Features without which this message is misread; unknown fields are ignored otherwise."""
 
 
 class Control(Message):
@@ -192,7 +231,6 @@ class Transfer(Message):
 
     run: Name
     round_number: RoundNumber
-    codec: Literal["safetensors"] = "safetensors"
     total_bytes: Annotated[int, Field(ge=1, le=MAX_PARAMS_BYTES)]
     chunk_bytes: Annotated[int, Field(ge=1024, le=64 << 20)]
     """Tensor bytes in each chunk but the last, without the chunk's header."""
@@ -203,7 +241,7 @@ class Transfer(Message):
 
 
 class GlobalManifest(Transfer):
-    """Manifest of the global model, or of the strategy's state, at the start of a round."""
+    """Manifest of the sets that nodes are sent, or of those that stay on the server, at the start of a round."""
 
 
 class LocalMetrics(BaseModel):
@@ -282,7 +320,7 @@ class RoundResult(Message):
     """SHA-256 of the previous round's result payload; None in the first round."""
     plan_digest: Digest | None = None
     """SHA-256 of the round's plan payload: what was asked is part of the chain."""
-    strategy: Tag
+    method: ChoiceName
     aggregated: bool
     """False when the round ended below quorum: the next global model is this one."""
     global_digest: Digest
@@ -339,12 +377,16 @@ def parse(message_type: type[M], payload: bytes) -> M:
     if len(payload) > MAX_MESSAGE_BYTES:
         raise MessageError(f"{message_type.__name__} of {len(payload)} bytes", reason=RejectReason.OVERSIZED)
     try:
-        return message_type.model_validate_json(payload)
+        message = message_type.model_validate_json(payload)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "payload"
         reason = RejectReason.UNSUPPORTED_VERSION if place == "version" else RejectReason.INVALID_MESSAGE
         raise MessageError(f"{message_type.__name__}: {place}: {first['msg']}"[:400], reason=reason) from None
+    if unknown := sorted(set(getattr(message, "must_understand", ())) - UNDERSTOOD):
+        detail = f"{message_type.__name__} needs {', '.join(unknown)[:200]}, which this version does not know: update this installation"
+        raise MessageError(detail, reason=RejectReason.UNSUPPORTED_VERSION)
+    return message
 
 
 def canonical_json(value: object) -> bytes:

@@ -11,11 +11,26 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from math import ceil
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
-from pydantic import AfterValidator, BaseModel, Discriminator, Field, StringConstraints, Tag, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    SerializeAsAny,
+    StringConstraints,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from federation.errors import SettingsError
+from federation.learning.algorithms import Algorithm, algorithm_class, check_method
+from federation.learning.algorithms.fedavg import FedAvg
+from federation.learning.codecs import Codec, check_codec
+from federation.learning.codecs.float32 import Float32
 from federation.recipes import RecipeName, with_recipe
 from federation.setting_types import Settings
 
@@ -158,16 +173,11 @@ class TrainingSettings(Settings):
         return self
 
 
-class StrategySettings(Settings):
-    """How updates become the next global model."""
+MethodSettings: TypeAlias = Annotated[SerializeAsAny[Algorithm.Settings], BeforeValidator(check_method)]
+"""How nodes train and how updates become the next global model: a method's name and its own settings (docs/methods.md)."""
 
-    name: Literal["fedavg", "fedmedian", "fedprox"] = "fedavg"
-    mu: Annotated[float, Field(ge=0, le=1e6)] = 0.01
-    """`fedprox` only: weight of the proximal term mu/2 * ||w - w_t||^2 in the local loss."""
-
-
-MIN_UPDATES: Mapping[str, int] = {"fedmedian": 3}
-"""Of how many updates a rule is what its name promises; 1 where it is not named: the median of two is their mean."""
+CodecSettings: TypeAlias = Annotated[SerializeAsAny[Codec.Settings], BeforeValidator(check_codec)]
+"""How updates travel: a codec's name and its own settings."""
 
 
 MIN_PRIVATE_NODES = 3
@@ -237,7 +247,8 @@ class RunSettings(Settings):
     partition: PartitionSettings = PartitionSettings()
     model: ModelSettings = ModelSettings()
     training: TrainingSettings = TrainingSettings()
-    strategy: StrategySettings = StrategySettings()
+    method: MethodSettings = FedAvg.Settings()
+    codec: CodecSettings = Float32.Settings()
     protection: ProtectionSettings = ProtectionSettings()
     rounds: RoundSettings = RoundSettings()
 
@@ -253,10 +264,12 @@ class RunSettings(Settings):
         return self
 
     @model_validator(mode="after")
-    def _nodes_suffice_for_strategy(self) -> RunSettings:
-        needed = MIN_UPDATES.get(self.strategy.name, 1)
-        if self.mode == "federated" and self.rounds.min_nodes < needed:
-            raise ValueError(f"strategy {self.strategy.name!r} needs {needed} updates or more: raise rounds.min_nodes to {needed}")
+    def _rest_fits_method(self) -> RunSettings:
+        method, name = algorithm_class(self.method.name), self.method.name
+        if self.mode == "federated" and self.rounds.min_nodes < method.min_updates:
+            raise ValueError(f"method {name!r} needs {method.min_updates} updates or more: raise rounds.min_nodes to {method.min_updates}")
+        if method.needs_sgd and self.training.optimiser != "sgd":
+            raise ValueError(f"method {name!r} works from the steps of plain gradients: set training.optimiser to 'sgd'")
         return self
 
 

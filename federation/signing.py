@@ -105,4 +105,4 @@ def _signed_bytes(message: UpdateManifest | RoundResult) -> bytes:
     kind = "update manifest" if isinstance(message, UpdateManifest) else "round result"
     unsigned = message.model_copy(update={"signature": ""})
     # Only what the payload holds: a field that a later version knows was not signed.
-    return f"fedmq v1 {kind}\n".encode() + unsigned.model_dump_json(exclude_unset=True).encode()
+    return f"fedmq v2 {kind}\n".encode() + unsigned.model_dump_json(exclude_unset=True).encode()

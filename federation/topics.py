@@ -1,6 +1,6 @@
 """Builds and parses every topic of the protocol: one module, so that no other spells a topic out.
 
-All topics lie under `fedmq/v1/{run}`; one level per field, so that a broker's access list can confine a
+All topics lie under `fedmq/v2/{run}`; one level per field, so that a broker's access list can confine a
 node by its name. docs/protocol.md draws the tree.
 """
 
@@ -13,7 +13,7 @@ from typing import TypeAlias
 from federation.errors import RejectReason, TopicError
 
 ROOT = "fedmq"
-VERSION = "v1"
+VERSION = "v2"
 PREFIX = f"{ROOT}/{VERSION}"
 
 MAX_TOPIC_CHARACTERS = 300

@@ -177,11 +177,12 @@ def _cohort(environment: CommandEnvironment) -> Finding:
     for payload in messages.values():
         try:
             state = parse(RunState, payload)
+            settings = state.run_settings()
         except FedMQError:
             continue
         is_active = state.phase not in {"finished", "stopped"}
-        if is_active and state.settings is not None and state.settings.rounds.min_nodes < MIN_PRIVATE_NODES:
-            small[state.run] = state.settings.rounds.min_nodes
+        if is_active and settings is not None and settings.rounds.min_nodes < MIN_PRIVATE_NODES:
+            small[state.run] = settings.rounds.min_nodes
     if not small:
         return Finding(check="cohort", verdict="ok", found=f"no run begins rounds with fewer than {MIN_PRIVATE_NODES} nodes")
     found = ", ".join(f"run {run} begins rounds with {number}" for run, number in sorted(small.items()))

@@ -31,7 +31,7 @@ def demo(
     recipe: Annotated[str, typer.Option(help="Local training: best, or the thesis's.")] = "best",
     epochs: Annotated[int | None, typer.Option(min=1, help="Local epochs per round; default 5, of large data sets 1.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Instead of the recipe's.")] = None,
-    strategy: Annotated[str | None, typer.Option(help="fedavg, fedmedian or fedprox; default fedavg.")] = None,
+    method: Annotated[str | None, typer.Option(help="fedavg, scaffold or another of docs/methods.md; default fedavg.")] = None,
     model: Annotated[str | None, typer.Option(help="simple_cnn, mnist_cnn or resnet18; default simple_cnn.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the results; default out/demo-N.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Everything random follows from it.")] = 0,
@@ -72,7 +72,7 @@ def demo(
                 "partition": {"scheme": "dirichlet", "num_nodes": nodes, "alpha": alpha},
                 "rounds": {"min_nodes": nodes},
                 "model": _given(name=model),
-                "strategy": _given(name=strategy),
+                "method": _given(name=method),
                 "training": _given(local_epochs=epochs, learning_rate=learning_rate),
             }
             settings, folder = simulated(demo_settings(given, dataset)), _folder(out, "demo")
@@ -137,7 +137,7 @@ def _run_here(
     training = settings.training
     _say(f"data {settings.data.name}, {settings.partition.num_nodes} nodes, results in {folder}", as_json=as_json)
     _say(
-        f"{settings.strategy.name}, {settings.model.name}, recipe {settings.recipe}: learning rate {training.learning_rate:g}, "
+        f"{settings.method.name}, {settings.model.name}, recipe {settings.recipe}: learning rate {training.learning_rate:g}, "
         f"{training.local_epochs} local epoch{'' if training.local_epochs == 1 else 's'}, batch {training.batch_size}",
         as_json=as_json,
     )

@@ -16,8 +16,9 @@ from fedmq.options import HostOption, PasswordOption, PortOption, UserOption, co
 
 if TYPE_CHECKING:
     from aggregator.replay import Changed, WhatIf
+    from federation.learning.algorithms import Algorithm
     from federation.messages import RoundResult
-    from federation.settings import RunSettings, StrategySettings
+    from federation.settings import RunSettings
     from fedmq.options import CommandEnvironment
     from fedmq.run_source import Origin, RunRecords
 
@@ -33,8 +34,8 @@ def replay(
     round_numbers: Annotated[str, typer.Option("--round", help="N, A-B or all.")] = "all",
     origin: FromOption = "auto",
     out: OutOption = None,
-    strategy: Annotated[str | None, typer.Option(help="What if: aggregate the same updates by this rule instead.")] = None,
-    options: Annotated[list[str] | None, typer.Option("--set", help="key=value of that rule; may be repeated.")] = None,
+    method: Annotated[str | None, typer.Option(help="What if: aggregate the same updates by this method instead.")] = None,
+    options: Annotated[list[str] | None, typer.Option("--set", help="key=value of that method; may be repeated.")] = None,
     without: Annotated[list[str] | None, typer.Option(help="What if: leave this node's updates out; may be repeated.")] = None,
     continue_as: Annotated[
         str | None, typer.Option("--continue", metavar="NAME", help="Start a new run of this name from the model the round ended with.")
@@ -51,7 +52,7 @@ def replay(
 
     with sentences():
         environment = command_environment(broker_host=host, broker_port=port, broker_username=username, broker_password_file=password_file)
-        change = _what_if(strategy, options or [], without or [])
+        change = _what_if(method, options or [], without or [])
         run, folder, source = locate_run(run, out, parse_origin(origin))
         with open_records(run, source, broker_address(environment), folder) as records:
             numbers = records.numbers(round_numbers)
@@ -151,7 +152,7 @@ def _show_changes(
     replayer = Replay(run, records.source, find_trusted_keys(environment.trusted_keys, records.out_dir))
     entries = [_changed_entry(changed) for changed in replayer.what_if(numbers, change, evaluate)]
     if as_json:
-        print_json({"run": run, "strategy": change.strategy.name if change.strategy else None, "rounds": entries})
+        print_json({"run": run, "method": change.method.name if change.method else None, "rounds": entries})
         return
     columns = ("round", "updates", "accuracy", "what if", "F1 macro", "what if", "loss", "what if", "model")
     rows = [
@@ -199,25 +200,25 @@ def _changed_entry(changed: Changed) -> dict[str, Any]:
     }
 
 
-def _what_if(strategy: str | None, options: list[str], without: list[str]) -> WhatIf | None:
+def _what_if(method: str | None, options: list[str], without: list[str]) -> WhatIf | None:
     """Return what is to be different, or None.
 
     Raises:
-        SettingsError: the rule or one of its options is unknown.
+        SettingsError: the method or one of its options is unknown.
     """
-    if strategy is None and not without:
+    if method is None and not without:
         if options:
-            raise SettingsError("--set changes the rule of --strategy: name one")
+            raise SettingsError("--set changes the method of --method: name one")
         return None
     from aggregator.replay import WhatIf
 
-    return WhatIf(strategy=_strategy(strategy, options) if strategy else None, without=frozenset(without))
+    return WhatIf(method=_method(method, options) if method else None, without=frozenset(without))
 
 
-def _strategy(name: str, options: list[str]) -> StrategySettings:
+def _method(name: str, options: list[str]) -> Algorithm.Settings:
     import tomllib
 
-    from federation.settings import MIN_UPDATES, parse_settings
+    from federation.learning.algorithms import check_method
 
     values: dict[str, Any] = {"name": name}
     for option in options:
@@ -228,8 +229,10 @@ def _strategy(name: str, options: list[str]) -> StrategySettings:
             values[key.strip()] = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
             values[key.strip()] = text
-    # With the nodes that any rule asks for: how many updates there are, each round says.
-    return parse_settings({"strategy": values, "rounds": {"min_nodes": max(MIN_UPDATES.values())}}, source="--strategy").strategy
+    try:
+        return check_method(values)
+    except ValueError as error:
+        raise SettingsError(f"--method: {error}") from None
 
 
 def parse_origin(text: str) -> Origin:

@@ -47,7 +47,7 @@ def resend_points(results: Sequence[RoundResult], records: RunRecords, environ: 
     try:
         for result in results:
             entries.append(summary_entry(result, entries[-1] if entries else None))
-            tags = {"run": result.run, "strategy": result.strategy}
+            tags = {"run": result.run, "strategy": result.method}
             points = points_of_result(
                 result,
                 rounds=entries,

@@ -114,7 +114,7 @@ def fetch_run(address: BrokerAddress, run: str) -> RunData:
                 case topics.ResultTopic(round_number=number):
                     results[number] = parse(RoundResult, payload)
                 case topics.StateTopic():
-                    strategy = parse(RunState, payload).strategy
+                    strategy = parse(RunState, payload).method
         except RemoteProtocolError:
             continue
     if not results:
@@ -136,7 +136,7 @@ def summarise(results: Sequence[RoundResult], run: str, strategy: str) -> dict[s
     nodes = {outcome.node for result in results for outcome in result.outcomes}
     return {
         "run": run,
-        "strategy": strategy or results[-1].strategy,
+        "strategy": strategy or results[-1].method,
         "data": "",
         "num_nodes": len(nodes),
         "seed": None,

@@ -151,8 +151,8 @@ def read_class_names(out_dir: Path) -> tuple[str, ...]:
 
 
 def _settings_of(state: RunState | None, out_dir: Path) -> RunSettings | None:
-    if state is not None and state.settings is not None:
-        return state.settings
+    if state is not None and (settings := state.run_settings()) is not None:
+        return settings
     try:
         described = json.loads((out_dir / "settings.json").read_bytes())
     except (OSError, ValueError):

@@ -22,6 +22,7 @@ from federation.clock import Clock
 from federation.data import Dataset, load_dataset
 from federation.errors import FedMQError
 from federation.images import named_classes
+from federation.learning.exchange import capabilities
 from federation.memory_transport import InMemoryBroker, InMemoryTransport
 from federation.messages import NodeStatus
 from federation.process import Service
@@ -155,6 +156,7 @@ def _node(settings: RunSettings, dataset: Dataset, index: int, state: Path, brok
         image_shape=list(data.training.image_shape),
         num_classes=len(data.class_names),
         class_names=list(named_classes(data.class_names)),
+        capabilities=capabilities(),
     )
     member = _Member(NodeTimePassed())
     will = Will(topic=str(topics.StatusTopic(settings.run, name)), payload=will_payload(status))

@@ -42,8 +42,8 @@ def status(
     if as_json:
         print_json({"runs": states, "nodes": nodes, "statuses_left_out": left_out, "rejections": rejections})
         return
-    rows = [(s["run"], s["state"], f"{s['round_number']}/{s['num_rounds']}", s["strategy"], s["reason"]) for s in states]
-    print_table("runs", ("run", "state", "round", "strategy", "reason"), rows)
+    rows = [(s["run"], s["state"], f"{s['round_number']}/{s['num_rounds']}", s["method"], s["reason"]) for s in states]
+    print_table("runs", ("run", "state", "round", "method", "reason"), rows)
     facts = [(n["run"], n["node"], n["state"], n["num_examples"], n["num_cores"], n["problem"]) for n in nodes]
     print_table("nodes", ("run", "node", "state", "examples", "cores", "problem"), facts)
     for node, count in left_out.items():

@@ -119,7 +119,7 @@ class WatchState:
         scores = [result.evaluation.accuracy for _, result in sorted(self.results.items()) if result.evaluation]
         best = f"   best {max(scores):.4f}" if scores else ""
         line = Text.assemble(
-            (condition.word, f"bold {colour}"), f"   round {state.round_number} of {state.num_rounds}   {state.strategy}", best
+            (condition.word, f"bold {colour}"), f"   round {state.round_number} of {state.num_rounds}   {state.method}", best
         )
         if state.reason:
             line.append(f"   {state.reason}", style="dim")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from federation import topics
-from federation.messages import Evaluation, LocalMetrics, Message, NodeStatus, RoundPlan, RoundResult, RunState, UpdateManifest
+from federation.messages import Choice, Evaluation, LocalMetrics, Message, NodeStatus, RoundPlan, RoundResult, RunState, UpdateManifest
 from federation.settings import ModelSettings, TrainingSettings
 from fedmq.live_line import LiveLine, duration
 
@@ -26,7 +26,7 @@ class Story:
 
     def state(self, phase: str, round_number: int, reason: str = "") -> None:
         """Say where the run is."""
-        values = {"run": "run", "num_rounds": 5, "epoch": 1, "strategy": "fedavg", "model": ModelSettings(), "reason": reason}
+        values = {"run": "run", "num_rounds": 5, "epoch": 1, "method": "fedavg", "model": ModelSettings(), "reason": reason}
         self.tell(topics.StateTopic("run"), RunState.model_validate({**values, "phase": phase, "round_number": round_number}))
 
     def node(self, name: str, num_examples: int, *, online: bool = True) -> None:
@@ -46,6 +46,9 @@ class Story:
             model=ModelSettings(),
             training=TrainingSettings(),
             learning_rate=0.1,
+            method=Choice(name="fedavg"),
+            codec=Choice(name="float32"),
+            num_nodes=3,
             global_digest=DIGEST,
             global_bytes=10,
         )
@@ -76,7 +79,7 @@ class Story:
             round_number=number,
             epoch=1,
             previous_result_digest=None,
-            strategy="fedavg",
+            method="fedavg",
             aggregated=True,
             global_digest=DIGEST,
             next_global_digest=DIGEST,
@@ -164,16 +167,16 @@ def test_a_finished_and_a_stopped_run_say_so() -> None:
 def test_foreign_messages_change_nothing() -> None:
     story = training_story()
     before = story.text
-    story.line.take("fedmq/v1/run/state", b"{", 0.0)
-    story.line.take("fedmq/v1/run/state", b"", 0.0)
+    story.line.take("fedmq/v2/run/state", b"{", 0.0)
+    story.line.take("fedmq/v2/run/state", b"", 0.0)
     story.line.take("elsewhere", b"{}", 0.0)
-    story.line.take("fedmq/v1/another/state", RunState.model_validate_json(state_json()).to_payload(), 0.0)
+    story.line.take("fedmq/v2/another/state", RunState.model_validate_json(state_json()).to_payload(), 0.0)
     assert story.text == before
 
 
 def state_json() -> bytes:
     return RunState(
-        run="another", phase="finished", round_number=1, num_rounds=1, epoch=1, strategy="fedavg", model=ModelSettings()
+        run="another", phase="finished", round_number=1, num_rounds=1, epoch=1, method="fedavg", model=ModelSettings()
     ).to_payload()
 
 

@@ -50,7 +50,7 @@ def test_two_brokers_run_side_by_side_and_one_stops_alone(mosquitto: PrivateBrok
 
 
 def test_restart_keeps_port_users_and_retained_messages(own_mosquitto: PrivateBroker, run_name: str) -> None:
-    topic, port, process_id = f"fedmq/v1/{run_name}/state", own_mosquitto.port, own_mosquitto.process_id
+    topic, port, process_id = f"fedmq/v2/{run_name}/state", own_mosquitto.port, own_mosquitto.process_id
     with connected(own_mosquitto, "aggregator") as aggregator:
         assert aggregator.publish(topic, b"round 7")
     own_mosquitto.restart()
@@ -92,7 +92,7 @@ def test_takes_another_port_when_one_is_snatched(tmp_path: Path, monkeypatch: py
 
 def test_a_start_that_fails_costs_no_retained_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_name: str) -> None:
     """Mosquitto 2.1 empties its saved file when the port is taken."""
-    topic, folder = f"fedmq/v1/{run_name}/state", tmp_path / "broker"
+    topic, folder = f"fedmq/v2/{run_name}/state", tmp_path / "broker"
     broker = PrivateBroker(folder, nodes=["node-0"], program=emptying_mosquitto(tmp_path / "bin", folder / private_broker.SAVED_NAME))
     with broker, connected(broker, "aggregator") as aggregator:
         assert aggregator.publish(topic, b"round 7")

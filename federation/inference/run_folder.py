@@ -55,6 +55,8 @@ class _Summary(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", title="summary.json")
 
     global_digest: Digest
+    model_digest: Digest | None = None
+    """Of model.safetensors, where nodes are sent more than the model."""
     rounds: list[_RoundEntry]
 
 
@@ -104,14 +106,15 @@ def read_run_folder(folder: Path) -> FinishedRun:
         raise CheckpointError(f"{folder / 'model.safetensors'}: can't be used: {error}") from None
     except OSError as error:
         raise CheckpointError(f"{error.filename}: can't be read: {error.strerror}") from None
-    if file_digest(params.path) != summary.global_digest:
+    weights_digest = summary.model_digest or summary.global_digest
+    if file_digest(params.path) != weights_digest:
         raise CheckpointError(f"{params.path} is not the model that summary.json names: it was changed, or the run goes on")
     card = ModelCard(
         run=described.settings.run,
         round_number=max((entry.round_number for entry in summary.rounds), default=0) + 1,
         class_names=described.class_names,
         image_shape=described.image_shape,
-        weights_digest=summary.global_digest,
+        weights_digest=weights_digest,
     )
     return FinishedRun(settings=described.settings, card=card, params=dict(params))
 

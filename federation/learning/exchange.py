@@ -7,9 +7,10 @@ sets of `up`   -> protected, encoded -> one file            each node's update
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping
+from typing import Any, Protocol
 
-from federation.learning.algorithms import Algorithm
-from federation.learning.codecs import Codec, decode_sets, encode_sets, unflatten, wire_signature
+from federation.learning.algorithms import ALGORITHMS, Algorithm, build_algorithm
+from federation.learning.codecs import CODECS, Codec, build_codec, decode_sets, encode_sets, unflatten, wire_signature
 from federation.learning.sets import Sets, TensorSet
 from federation.params import Array, Params, Signature
 
@@ -55,6 +56,35 @@ class Exchange:
 
     def _bases(self, down: Sets) -> dict[str, TensorSet]:
         return {name: down[upload.like] for name, upload in self.algorithm.up.items() if not upload.is_difference}
+
+
+class Chosen(Protocol):
+    """A method or codec by name, with its settings."""
+
+    @property
+    def name(self) -> str:
+        """A key of its table."""
+        ...
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Its own settings."""
+        ...
+
+
+def build_exchange(method: Chosen, codec: Chosen, *, num_nodes: int, down: Mapping[str, Signature]) -> Exchange:
+    """Return the exchange of a round as its plan names it.
+
+    Raises:
+        SettingsError: this installation does not know the method or codec, or a setting of theirs.
+    """
+    algorithm = build_algorithm(method.name, method.settings, num_nodes=num_nodes)
+    return Exchange(algorithm, build_codec(codec.name, codec.settings), down)
+
+
+def capabilities() -> list[str]:
+    """Return the names of the methods and codecs that this installation knows."""
+    return sorted({*ALGORITHMS, *CODECS})
 
 
 def sets_of(tensors: Params, signature: Signature) -> Sets:

@@ -60,7 +60,7 @@ def test_a_password_opens_its_own_account_alone(mosquitto: PrivateBroker) -> Non
 
 def test_a_node_writes_its_own_topics_and_the_aggregator_reads_them(mosquitto: PrivateBroker, run_name: str) -> None:
     with connected(mosquitto, "aggregator") as aggregator, connected(mosquitto, NODE) as node:
-        aggregator.subscribe(f"fedmq/v1/{run_name}/#")
+        aggregator.subscribe(f"fedmq/v2/{run_name}/#")
         own = written_by(run_name, NODE)
         assert [node.publish(topic, b"mine") for topic in own] == [True] * len(own)
         assert aggregator.receive_until(own[-1]) == dict.fromkeys(own, b"mine")
@@ -73,18 +73,18 @@ def test_a_node_can_write_nothing_else(mosquitto: PrivateBroker, run_name: str) 
         *written_by_aggregator(run_name),
         *written_for_operators(run_name),
         *written_by(run_name, "aggregator"),
-        f"fedmq/v1/{run_name}/nodes/{NODE}/status/deeper",
-        f"fedmq/v1/{run_name}/nodes/{NODE}",
-        f"fedmq/v1/{run_name}/metrics/{NODE}/deeper",
-        f"fedmq/v1/{run_name}/rounds/1/updates/{NODE}-2/manifest",
-        f"fedmq/v2/{run_name}/metrics/{NODE}",
+        f"fedmq/v2/{run_name}/nodes/{NODE}/status/deeper",
+        f"fedmq/v2/{run_name}/nodes/{NODE}",
+        f"fedmq/v2/{run_name}/metrics/{NODE}/deeper",
+        f"fedmq/v2/{run_name}/rounds/1/updates/{NODE}-2/manifest",
+        f"fedmq/v3/{run_name}/metrics/{NODE}",
         f"{run_name}/anything",
         "$SYS/broker/version",
         "$CONTROL/dynamic-security/v1",
     ]
     allowed = str(topics.MetricsTopic(run_name, NODE))
     with connected(mosquitto, "aggregator") as aggregator, connected(mosquitto, NODE) as node:
-        aggregator.subscribe(f"fedmq/v1/{run_name}/#")
+        aggregator.subscribe(f"fedmq/v2/{run_name}/#")
         assert [topic for topic in foreign if node.publish(topic, b"forged")] == []
         assert node.publish(allowed, b"honest")
         assert aggregator.receive_until(allowed) == {allowed: b"honest"}
@@ -93,7 +93,7 @@ def test_a_node_can_write_nothing_else(mosquitto: PrivateBroker, run_name: str) 
 def test_a_node_reads_what_the_aggregator_tells_it(mosquitto: PrivateBroker, run_name: str) -> None:
     told = written_by_aggregator(run_name)
     with connected(mosquitto, "aggregator") as aggregator, connected(mosquitto, NODE) as node:
-        node.subscribe(f"fedmq/v1/{run_name}/#")
+        node.subscribe(f"fedmq/v2/{run_name}/#")
         for topic in told:
             assert aggregator.publish(topic, b"told")
         assert node.receive_until(told[-1]) == dict.fromkeys(told, b"told")
@@ -101,7 +101,7 @@ def test_a_node_reads_what_the_aggregator_tells_it(mosquitto: PrivateBroker, run
 
 @pytest.mark.parametrize(
     "everything",
-    ["#", "fedmq/v1/+/rounds/+/updates/+/#", "fedmq/v1/+/nodes/+/status", "fedmq/v1/+/metrics/+", "fedmq/v1/+/rounds/+/result"],
+    ["#", "fedmq/v2/+/rounds/+/updates/+/#", "fedmq/v2/+/nodes/+/status", "fedmq/v2/+/metrics/+", "fedmq/v2/+/rounds/+/result"],
 )
 def test_a_node_cannot_read_others(mosquitto: PrivateBroker, run_name: str, everything: str) -> None:
     """Retained messages arrive in the order of subscriptions, so a wanted one that came last shows what came before."""
@@ -136,5 +136,5 @@ def test_the_observer_reads_a_run_whole_and_writes_nothing(mosquitto: PrivateBro
         assert [topic for topic in forged if observer.publish(topic, b"forged")] == []
         for topic in topics_of_run:
             assert aggregator.publish(topic, b"true")
-        observer.subscribe(f"fedmq/v1/{run_name}/#")
+        observer.subscribe(f"fedmq/v2/{run_name}/#")
         assert observer.receive_until(topics_of_run[-1]) == dict.fromkeys(topics_of_run, b"true")

@@ -51,6 +51,6 @@ def test_a_model_in_many_chunks_reaches_a_late_subscriber_whole(mosquitto: Priva
         manifest = str(topics.GlobalManifestTopic(run_name, 1))
         assert aggregator.publish(manifest, b"manifest")
     with connected(mosquitto, "node-0") as node:
-        node.subscribe(f"fedmq/v1/{run_name}/rounds/1/global/chunks/+")
+        node.subscribe(f"fedmq/v2/{run_name}/rounds/1/global/chunks/+")
         node.subscribe(manifest)
         assert len(node.receive_until(manifest)) == num_chunks + 1

@@ -109,9 +109,16 @@ def test_doctor_finds_a_broker_good(mosquitto: PrivateBroker, tmp_path: Path) ->
 def test_doctor_warns_of_a_run_of_two_nodes(mosquitto: PrivateBroker, run_name: str, tmp_path: Path) -> None:
     settings = parse_settings({"run": run_name, "rounds": {"min_nodes": 2}})
     state = RunState(
-        run=run_name, phase="training", round_number=1, num_rounds=2, epoch=1, strategy="fedavg", model=settings.model, settings=settings
+        run=run_name,
+        phase="training",
+        round_number=1,
+        num_rounds=2,
+        epoch=1,
+        method="fedavg",
+        model=settings.model,
+        settings=settings.model_dump(mode="json"),
     )
-    topic = f"fedmq/v1/{run_name}/state"
+    topic = f"fedmq/v2/{run_name}/state"
     with connected(mosquitto, "aggregator") as aggregator:
         assert aggregator.publish(topic, state.to_payload())
         outcome = fedmq("doctor", "--json", **login(mosquitto, "observer", tmp_path))
@@ -193,7 +200,7 @@ def test_status_shows_nodes_and_passes_over_nonsense(own_mosquitto: PrivateBroke
         status = NodeStatus(node="node-1", online=True, instance="i", num_examples=12, problem="no disk")
         assert client.publish(str(StatusTopic("ward", "node-1")), status.to_payload())
     with connected(own_mosquitto, "aggregator") as client:
-        assert client.publish("fedmq/v1/ward/state", b"{not json")
+        assert client.publish("fedmq/v2/ward/state", b"{not json")
     variables = login(own_mosquitto, "observer", tmp_path)
     shown = fedmq("status", "--json", **variables).json
     assert shown["runs"] == []

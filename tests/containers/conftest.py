@@ -52,7 +52,7 @@ class Server:
         """Clear the retained state of a run that was not finished, or nodes would wait for it to be resumed."""
         password = (self.site.folder / "secrets" / "aggregator_password").read_text(encoding="utf-8")
         login = ("-h", "broker-inner", "-i", "operator", "-u", "aggregator", "-P", password)
-        self.stack.compose("exec", "-T", "broker", "mosquitto_pub", *login, "-t", f"fedmq/v1/{run}/state", "-n", "-r", "-q", "1")
+        self.stack.compose("exec", "-T", "broker", "mosquitto_pub", *login, "-t", f"fedmq/v2/{run}/state", "-n", "-r", "-q", "1")
 
     def keep_running(self) -> None:
         """Have some run go on in the background, two of three nodes being enough."""

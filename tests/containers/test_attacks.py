@@ -22,7 +22,7 @@ from tests.security.mqtt_client import Client, eventually, settle, unpack
 pytestmark = [pytest.mark.docker, pytest.mark.data, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 NOW = datetime.now(UTC)
-RUN = "fedmq/v1/background"
+RUN = "fedmq/v2/background"
 MEBIBYTE = 1 << 20
 NUM_CONNECTIONS = 1000
 HOLD_CONNECTIONS = """
@@ -133,7 +133,7 @@ def test_passwords_do_not_help_outside(attacker: Attacker) -> None:
     """A wrong aggregator password inside; the right one, and plain MQTT, from outside the Compose network."""
     server = attacker.server
     password = (server.site.folder / "secrets" / "aggregator_password").read_text(encoding="utf-8")
-    login = ("mosquitto_pub", "-h", "broker-inner", "-i", "intruder", "-u", "aggregator", "-t", "fedmq/v1/x/state", "-m", "{}", "-q", "1")
+    login = ("mosquitto_pub", "-h", "broker-inner", "-i", "intruder", "-u", "aggregator", "-t", "fedmq/v2/x/state", "-m", "{}", "-q", "1")
     wrong = server.stack.compose("exec", "-T", "broker", *login, "-P", "wrong", check=False)
     assert wrong.returncode != 0
     assert "not authorised" in wrong.stderr

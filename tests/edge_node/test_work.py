@@ -13,6 +13,8 @@ from edge_node.spool import Spool
 from edge_node.work import LocalUpdate, RoundWork
 from federation.clock import Clock
 from federation.codec import FileParams, write_params
+from federation.learning.algorithms import NodeState
+from federation.learning.sets import Sets, TensorSet
 from federation.messages import MetricPoint, RoundPlan
 from federation.params import Array, Params
 from federation.settings import ModelSettings
@@ -21,7 +23,11 @@ from federation.settings import ModelSettings
 class NoLearner:
     """Never asked."""
 
-    def train(self, plan: RoundPlan, global_params: Params, should_stop: object) -> LocalUpdate:  # noqa: ARG002
+    def train(self, plan: RoundPlan, sets: Sets, kept: NodeState, should_stop: object) -> LocalUpdate:  # noqa: ARG002
+        """Not in these tests."""
+        raise AssertionError
+
+    def whole_model(self, plan: RoundPlan, sets: Sets, kept: NodeState) -> TensorSet | None:  # noqa: ARG002
         """Not in these tests."""
         raise AssertionError
 
@@ -60,6 +66,7 @@ def test_model_that_the_next_round_takes_along_is_not_deployed_and_costs_no_trac
         learner=NoLearner(),
         deployer=deployer,
         spool=spool,
+        node="n",
         run="r",
         followed_round=lambda: 2,
         publish=lambda *_: None,

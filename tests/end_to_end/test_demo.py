@@ -189,11 +189,11 @@ def test_its_folder_replays_and_answers_what_if_on_the_test_images(demo: Demo) -
     replayed = fedmq("replay", demo.out, "--json")
     assert (replayed.status, replayed.json["agrees"], replayed.json["signatures"]) == (0, True, "checked")
     assert replayed.json["rounds"][-1]["digest"] == demo.summary["global_digest"]
-    for entry, told in zip(fedmq("replay", demo.out, "--strategy", "fedavg", "--json").json["rounds"], demo.summary["rounds"], strict=True):
+    for entry, told in zip(fedmq("replay", demo.out, "--method", "fedavg", "--json").json["rounds"], demo.summary["rounds"], strict=True):
         assert entry["is_same"]
         assert entry["what_if"] == entry["recorded"]
         assert entry["recorded"]["accuracy"] == told["accuracy"]
-    for change in (("--strategy", "fedmedian"), ("--without", "node-1")):
+    for change in (("--method", "fedmedian"), ("--without", "node-1")):
         for entry in fedmq("replay", demo.out, *change, "--json").json["rounds"]:
             assert not entry["is_same"]
             assert entry["what_if"]["loss"] != entry["recorded"]["loss"]

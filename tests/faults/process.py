@@ -29,6 +29,9 @@ from edge_node.work import LocalUpdate
 from federation import topics
 from federation.broker_address import BrokerAddress
 from federation.clock import Clock
+from federation.learning.algorithms import NodeState
+from federation.learning.exchange import capabilities
+from federation.learning.sets import Sets, TensorSet
 from federation.messages import Evaluation, NodeStatus, RoundPlan
 from federation.mqtt import MqttTransport
 from federation.params import Params
@@ -53,17 +56,23 @@ class ArithmeticLearner:
         self._node = node
         self._seconds = seconds
 
-    def train(self, plan: RoundPlan, global_params: Params, should_stop: Callable[[], bool]) -> LocalUpdate:  # noqa: ARG002
+    def train(self, plan: RoundPlan, sets: Sets, kept: NodeState, should_stop: Callable[[], bool]) -> LocalUpdate:  # noqa: ARG002
         """Return the mixture, after the set time."""
         time.sleep(self._seconds)
         noise = np.random.default_rng([plan.seed, plan.round_number, *self._node.encode()])
-        params = {
-            name: (0.9 * global_params[name] + 0.1 * noise.standard_normal(global_params[name].shape)).astype(np.float32)
-            for name in sorted(global_params)
-        }
+        model = sets["model"]
+        trained = {name: (0.9 * model[name] + 0.1 * noise.standard_normal(model[name].shape)).astype(np.float32) for name in sorted(model)}
         return LocalUpdate(
-            params=params, num_examples=10 + self._node.encode()[-1], loss=1.0, train_seconds=self._seconds, samples_per_second=1.0
+            sets=Sets({"model": trained}),
+            num_examples=10 + self._node.encode()[-1],
+            loss=1.0,
+            train_seconds=self._seconds,
+            samples_per_second=1.0,
         )
+
+    def whole_model(self, plan: RoundPlan, sets: Sets, kept: NodeState) -> TensorSet | None:  # noqa: ARG002
+        """Return the global model."""
+        return sets["model"]
 
 
 def main() -> int:
@@ -129,6 +138,7 @@ def _take_part(options: argparse.Namespace) -> int:
         num_examples=200,
         image_shape=list(IMAGE_SHAPE),
         num_classes=len(CLASS_NAMES),
+        capabilities=capabilities(),
     )
     will = Will(topic=str(topics.StatusTopic(run, node)), payload=will_payload(status))
     transport = _connect(options, f"{run}-{node}", process.put, will=will)

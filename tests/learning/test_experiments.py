@@ -33,8 +33,8 @@ def test_a_row_of_table_3(name: str) -> None:
     settings = load(name)
     mode, model, scheme, learning_rate, strategy, mu = THESIS_ROWS[name]
     assert (settings.mode, settings.model.name, settings.partition.scheme) == (mode, model, scheme)
-    assert (settings.strategy.name, settings.training.learning_rate) == (strategy, learning_rate)
-    assert mu is None or settings.strategy.mu == mu
+    assert (settings.method.name, settings.training.learning_rate) == (strategy, learning_rate)
+    assert mu is None or getattr(settings.method, "mu", None) == mu
     assert settings.training == TrainingSettings(learning_rate=learning_rate)
     assert (settings.num_rounds, settings.data.name, settings.data.size) == (20, "pathmnist", 28)
     assert (settings.partition.num_nodes, settings.partition.alpha, settings.partition.seed) == (3, 0.5, 42)

@@ -60,7 +60,7 @@ def state(run_settings: RunSettings, *, epoch: int, phase: str = "training", rou
             "num_rounds": run_settings.num_rounds,
             "epoch": epoch,
             "instance": instance,
-            "strategy": "fedavg",
+            "method": "fedavg",
             "model": {"name": "simple_cnn"},
         }
     )

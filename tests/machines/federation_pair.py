@@ -23,6 +23,9 @@ from edge_node.spool import Spool
 from edge_node.work import LocalUpdate
 from federation import topics
 from federation.clock import Clock
+from federation.learning.algorithms import NodeState
+from federation.learning.exchange import capabilities
+from federation.learning.sets import Sets, TensorSet
 from federation.memory_transport import InMemoryBroker, InMemoryTransport
 from federation.messages import Evaluation, NodeStatus, RoundPlan
 from federation.params import Params
@@ -49,12 +52,17 @@ class ArithmeticLearner:
         self._node = node
         self.num_trainings = 0
 
-    def train(self, plan: RoundPlan, global_params: Params, should_stop: Callable[[], bool]) -> LocalUpdate:  # noqa: ARG002
+    def train(self, plan: RoundPlan, sets: Sets, kept: NodeState, should_stop: Callable[[], bool]) -> LocalUpdate:  # noqa: ARG002
         """Return the shifted model."""
         self.num_trainings += 1
         shift = np.float32(0.1 * plan.round_number + 0.01 * len(self._node) + 0.001 * ord(self._node[-1]))
-        params = {name: global_params[name] + shift for name in global_params}
-        return LocalUpdate(params=params, num_examples=10 + ord(self._node[-1]), loss=1.0, train_seconds=1.0, samples_per_second=10.0)
+        model = sets["model"]
+        shifted = Sets({"model": {name: model[name] + shift for name in model}})
+        return LocalUpdate(sets=shifted, num_examples=10 + ord(self._node[-1]), loss=1.0, train_seconds=1.0, samples_per_second=10.0)
+
+    def whole_model(self, plan: RoundPlan, sets: Sets, kept: NodeState) -> TensorSet | None:  # noqa: ARG002
+        """Return the global model."""
+        return sets["model"]
 
 
 class Seat:
@@ -97,6 +105,8 @@ class FederationPair:
         num_nodes: named n0, n1, ...
         num_rounds: of the run.
         broker: with whatever faults a test wants; by default a sound one with 4 KiB packets.
+        method: the run file's `[method]`.
+        codec: the run file's `[codec]`.
         keys: folder of `NAME.key` and `trusted/NAME.pub`; None signs nothing.
         score: what the server's images say of a model; by default its accuracy is the same, whatever it is.
         protection: protection settings.
@@ -111,6 +121,8 @@ class FederationPair:
         num_rounds: int = 3,
         broker: InMemoryBroker | None = None,
         keys: Path | None = None,
+        method: Mapping[str, object] | None = None,
+        codec: Mapping[str, object] | None = None,
         score: Callable[[Params], Evaluation] | None = None,
         protection: Mapping[str, object] | None = None,
         **rounds: object,
@@ -120,9 +132,8 @@ class FederationPair:
         self._score = score or _score
         self.broker = broker or InMemoryBroker(max_packet_bytes=4096)
         defaults: dict[str, object] = {"min_nodes": num_nodes, "quorum": 1.0, "grace_seconds": 50.0, "deadline_seconds": 100_000.0}
-        self.settings: RunSettings = parse_settings(
-            {"run": "pair", "num_rounds": num_rounds, "rounds": defaults | rounds, "protection": dict(protection or {})}
-        )
+        chosen = {"method": method or {}, "codec": codec or {}, "protection": dict(protection or {})}
+        self.settings: RunSettings = parse_settings({"run": "pair", "num_rounds": num_rounds, "rounds": defaults | rounds, **chosen})
         self.nodes = [f"n{index}" for index in range(num_nodes)]
         self.learners = {node: ArithmeticLearner(node) for node in self.nodes}
         self.now = 1000.0
@@ -161,7 +172,7 @@ class FederationPair:
     def start_node(self, node: str, **changes: object) -> None:
         """Start a node's process; keyword arguments change what its status says."""
         self._num_starts += 1
-        facts: dict[str, object] = {"num_examples": 200, "image_shape": list(IMAGE_SHAPE), "num_classes": 2}
+        facts: dict[str, object] = {"num_examples": 200, "image_shape": list(IMAGE_SHAPE), "num_classes": 2, "capabilities": capabilities()}
         identity = {"node": node, "online": True, "instance": f"i{self._num_starts}"}
         status = NodeStatus.model_validate(identity | facts | changes)
         seat = self.seats[node]

@@ -85,7 +85,7 @@ def valid_messages() -> dict[str, dict[str, Any]]:
     update = {**transfer, "node": SENDER, "base_digest": DIGEST, "num_examples": 10, "metrics": METRICS}
     point = {"measurement": "train", "time_ns": 10**12, "tags": {}, "fields": {"loss": 1.0, "train_seconds": 2.0}}
     device = {"measurement": "device", "time_ns": 10**12, "tags": {}, "fields": {"cpu": 0.5, "memory_used_bytes": 5, "throttled": True}}
-    state = {"run": RUN, "phase": "training", "round_number": 1, "num_rounds": 3, "epoch": 1, "strategy": "fedavg", "model": MODEL}
+    state = {"run": RUN, "phase": "training", "round_number": 1, "num_rounds": 3, "epoch": 1, "method": "fedavg", "model": MODEL}
     training = {"local_epochs": 1, "batch_size": 32, "learning_rate": 0.01}
     plan = {"run": RUN, "round_number": 1, "epoch": 1, "cohort": [HONEST], "deadline_seconds": 10.0, "seed": 7, "model": MODEL}
     plan |= {"training": training, "learning_rate": 0.01, "global_digest": DIGEST, "global_bytes": 100}
@@ -125,7 +125,7 @@ def messages(seed: int) -> Iterator[tuple[str, bytes]]:
 
 def _json(random: Random, message: Mapping[str, Any]) -> bytes:
     """Return a message of the kind with no, one or a few things changed."""
-    copied: dict[str, Any] = json.loads(json.dumps({"version": 1, **message}))
+    copied: dict[str, Any] = json.loads(json.dumps({"version": 2, **message}))
     for _ in range(random.choice((0, 1, 1, 1, 1, 2, 4))):
         random.choice(_CHANGES)(random, *_some_place(random, copied))
     text = json.dumps(copied)

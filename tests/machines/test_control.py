@@ -29,12 +29,12 @@ def state_of(pair: FederationPair) -> RunState:
 def test_run_paused_for_a_day_and_two_restarts_goes_on_to_the_same_digest(tmp_path: Path) -> None:
     pair = FederationPair(tmp_path)
     pair.start()
-    pair.run(until=lambda: "fedmq/v1/pair/rounds/2/plan" in pair.broker.retained)
+    pair.run(until=lambda: "fedmq/v2/pair/rounds/2/plan" in pair.broker.retained)
     wish(pair, Control(run="pair", wanted="pause", reason="scanner maintenance"))
     pair.run(until=lambda: state_of(pair).phase == "paused")
     assert state_of(pair).reason == "paused: scanner maintenance"
     assert TOPIC in pair.broker.retained
-    assert "fedmq/v1/pair/rounds/2/result" in pair.broker.retained, "the round that was open has ended"
+    assert "fedmq/v2/pair/rounds/2/result" in pair.broker.retained, "the round that was open has ended"
     for name in ("aggregator", "n1"):
         pair.kill(name)
     pair.now += DAY_SECONDS
@@ -44,7 +44,7 @@ def test_run_paused_for_a_day_and_two_restarts_goes_on_to_the_same_digest(tmp_pa
         pair.step()
         pair.now += 1.0
     assert state_of(pair).phase == "paused"
-    assert "fedmq/v1/pair/rounds/3/plan" not in pair.broker.retained
+    assert "fedmq/v2/pair/rounds/3/plan" not in pair.broker.retained
     wish(pair, Control(run="pair", wanted="resume"))
     pair.run()
     assert_whole(pair)
@@ -54,7 +54,7 @@ def test_run_paused_for_a_day_and_two_restarts_goes_on_to_the_same_digest(tmp_pa
 def test_stopped_run_is_continued_with_its_open_round_to_the_same_digest(tmp_path: Path) -> None:
     pair = FederationPair(tmp_path)
     pair.start()
-    pair.run(until=lambda: "fedmq/v1/pair/rounds/2/updates/n1/manifest" in pair.broker.retained)
+    pair.run(until=lambda: "fedmq/v2/pair/rounds/2/updates/n1/manifest" in pair.broker.retained)
     wish(pair, Control(run="pair", wanted="stop", reason="wrong data set"))
     pair.run()
     assert pair.aggregator_service.stopped is not None

@@ -80,7 +80,9 @@ def test_round_closes_as_soon_as_all_have_answered_and_the_next_opens() -> None:
     assert (ack.node, ack.outcome) == ("n1", "accepted")
     effects = machine.handle(completed("n0"), 3.0)
     assert of(LeaveRound, effects) == [LeaveRound(round_number=1)]
-    assert of(Aggregate, effects) == [Aggregate(round_number=1, nodes=("n0", "n1"), declared={"n0": 10, "n1": 10}, min_updates=2)]
+    assert of(Aggregate, effects) == [
+        Aggregate(round_number=1, nodes=("n0", "n1"), declared={"n0": 10, "n1": 10}, min_updates=2, num_nodes=2)
+    ]
     assert machine.handle(AggregationFinished(round_number=1, next_global_digest=NEXT, diagnostics={}), 4.0) == [
         Evaluate(round_number=1, global_digest=NEXT)
     ]
@@ -154,7 +156,7 @@ def test_straggler_is_discarded_at_quorum_plus_grace() -> None:
     effects = machine.handle(TimePassed(), 12.0)
     (ack,) = of(SendAck, effects)
     assert (ack.node, ack.outcome, ack.reason) == ("n1", "discarded", "late")
-    assert of(Aggregate, effects) == [Aggregate(round_number=1, nodes=("n0",), declared={"n0": 10, "n1": 10}, min_updates=1)]
+    assert of(Aggregate, effects) == [Aggregate(round_number=1, nodes=("n0",), declared={"n0": 10, "n1": 10}, min_updates=1, num_nodes=2)]
     # When it comes after all, it hears the same again, and nothing else happens.
     (late,) = of(SendAck, machine.handle(completed("n1"), 13.0))
     assert (late.outcome, late.reason) == ("discarded", "late")
@@ -201,7 +203,7 @@ def test_refused_update_is_rejected_with_its_reason_and_ends_that_node_s_round()
     assert ack.outcome == "rejected"
     assert ack.reason.startswith("non_finite")
     effects = machine.handle(completed("n1"), 3.0)
-    assert of(Aggregate, effects) == [Aggregate(round_number=1, nodes=("n1",), declared={"n0": 10, "n1": 10}, min_updates=1)]
+    assert of(Aggregate, effects) == [Aggregate(round_number=1, nodes=("n1",), declared={"n0": 10, "n1": 10}, min_updates=1, num_nodes=2)]
 
 
 def test_offered_update_is_asked_for_its_missing_chunks_once_it_falls_silent() -> None:

@@ -14,7 +14,7 @@ from federation.transport import Connected, Delivered
 
 def state(run: str, *, phase: str = "training") -> Delivered:
     """Return a run's retained state."""
-    values = {"run": run, "phase": phase, "round_number": 1, "num_rounds": 5, "epoch": 1, "strategy": "fedavg", "model": {}}
+    values = {"run": run, "phase": phase, "round_number": 1, "num_rounds": 5, "epoch": 1, "method": "fedavg", "model": {}}
     return Delivered(topic=str(topics.StateTopic(run)), payload=RunState.model_validate(values).to_payload(), retained=True)
 
 

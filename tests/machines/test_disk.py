@@ -199,9 +199,9 @@ def test_archive_that_finds_no_room_leaves_rounds_on_the_broker_and_takes_them_l
     monkeypatch.setattr(Archive, "write", write_unless_full)
     pair = FederationPair(tmp_path, num_rounds=5, retained_bytes=0)
     pair.start()
-    pair.run(until=lambda: "fedmq/v1/pair/rounds/4/plan" in pair.broker.retained)
+    pair.run(until=lambda: "fedmq/v2/pair/rounds/4/plan" in pair.broker.retained)
     assert "round=1 archive=failed" in caplog.text
-    assert {f"fedmq/v1/pair/rounds/{number}/result" for number in (1, 2, 3)} <= pair.broker.retained.keys()
+    assert {f"fedmq/v2/pair/rounds/{number}/result" for number in (1, 2, 3)} <= pair.broker.retained.keys()
     is_full = False
     pair.run()
     assert pair.global_digest == expected_digest(num_rounds=5)

@@ -172,17 +172,17 @@ def test_node_restarted_after_its_ack_offers_the_same_update_in_the_same_words(t
     """The round is still open; what the broker retains of it must stay what the result vouches for."""
     pair = FederationPair(tmp_path, num_rounds=2)
     pair.start()
-    pair.run(until=lambda: "fedmq/v1/pair/rounds/1/plan" in pair.broker.retained)
+    pair.run(until=lambda: "fedmq/v2/pair/rounds/1/plan" in pair.broker.retained)
     pair.kill("n2")
     pair.run(until=lambda: (tmp_path / "n1" / "pair" / "2").exists())
-    manifest = pair.broker.retained["fedmq/v1/pair/rounds/1/updates/n1/manifest"]
+    manifest = pair.broker.retained["fedmq/v2/pair/rounds/1/updates/n1/manifest"]
     pair.kill("n1")
     pair.now += 60.0
     pair.start_node("n1")
     for _ in range(100):
         pair.step()
         pair.now += 0.1
-    assert pair.broker.retained["fedmq/v1/pair/rounds/1/updates/n1/manifest"] == manifest
+    assert pair.broker.retained["fedmq/v2/pair/rounds/1/updates/n1/manifest"] == manifest
     assert pair.learners["n1"].num_trainings == 1
     pair.start_node("n2")
     pair.run()
@@ -194,7 +194,7 @@ def test_what_the_broker_holds_of_an_accepted_update_stays(tmp_path: Path, *, is
     """A twin, or a node that lost its disk, trains again in the open round and puts its own in place of what was accepted."""
     pair = FederationPair(tmp_path)
     pair.start()
-    pair.run(until=lambda: "fedmq/v1/pair/rounds/1/plan" in pair.broker.retained)
+    pair.run(until=lambda: "fedmq/v2/pair/rounds/1/plan" in pair.broker.retained)
     pair.kill("n2")
     pair.run(until=lambda: (tmp_path / "n1" / "pair" / "2").exists())
     own = topics.update_prefix("pair", 1, "n1")

@@ -58,8 +58,8 @@ def aggregator_topics() -> list[str]:
         str(topics.MetricsTopic(run, node)),
         str(topics.UpdateChunkTopic(run, 1, node, 0)),
         str(topics.UpdateManifestTopic(run, 1, "n9")),
-        "fedmq/v2/pair/state",
-        "fedmq/v1/pair/rounds/1/updates/n0/chunks/99999999999999999999",
+        "fedmq/v3/pair/state",
+        "fedmq/v2/pair/rounds/1/updates/n0/chunks/99999999999999999999",
     ]
 
 
@@ -71,7 +71,7 @@ def node_topics() -> list[str]:
         str(topics.GlobalChunkTopic(run, 1, 0)),
         str(topics.GlobalManifestTopic(run, 1)),
         str(topics.AckTopic(run, 1, "n0")),
-        "fedmq/v2/pair/state",
+        "fedmq/v3/pair/state",
     ]
 
 
@@ -86,7 +86,7 @@ def test_ten_thousand_random_payloads_on_every_topic(pair: FederationPair, who: 
     for index, payload in zip(range(NUM_PAYLOADS), payloads(random, valid), strict=False):
         # The plan topic gets no valid plan again by chance: a flipped bit in a number may well leave one.
         name = names[index % len(names)]
-        if name.endswith("/plan") and payload.startswith(b'{"version":1,"run":"pair"') and payload.endswith(b"}"):
+        if name.endswith("/plan") and payload.startswith(b'{"version":2,"run":"pair"') and payload.endswith(b"}"):
             continue
         seat.service.take(Delivered(topic=name, payload=payload, retained=False))
     grown_bytes = tracemalloc.get_traced_memory()[0]
@@ -195,7 +195,7 @@ def test_absurd_numbers_in_a_manifest_are_refused_as_it_is_parsed(tmp_path: Path
     pair = FederationPair(tmp_path, num_rounds=1, quorum=0.6, min_nodes=3)
     pair.start()
     pair.run(until=lambda: any(entry.endswith("rounds/1/plan") for entry in pair.broker.retained))
-    manifest = {"version": 1, "run": "pair", "round_number": 1, "codec": "safetensors", "total_bytes": 100, "chunk_bytes": 1024}
+    manifest = {"version": 2, "run": "pair", "round_number": 1, "total_bytes": 100, "chunk_bytes": 1024}
     manifest |= {"sha256": "0" * 64, "chunk_sha256": ["0" * 64], "node": "n2", "base_digest": "0" * 64, "num_examples": 1}
     manifest |= {"metrics": {"loss": 1.0, "download_seconds": 0.0, "train_seconds": 1.0, "samples_per_second": 1.0}, field: value}
     topic = str(topics.UpdateManifestTopic("pair", 1, "n2"))
@@ -259,7 +259,7 @@ def test_node_takes_no_global_chunk_under_another_ones_topic(tmp_path: Path) -> 
 def test_names_with_paths_in_them_never_reach_the_disk(pair: FederationPair, tmp_path: Path) -> None:
     before = sorted(path.name for path in tmp_path.iterdir())
     for name in ("..", "../../x", "a/b", "N0", "é", "x" * 64, ""):
-        topic = f"fedmq/v1/pair/rounds/1/updates/{name}/chunks/0"
+        topic = f"fedmq/v2/pair/rounds/1/updates/{name}/chunks/0"
         pair.aggregator_service.take(Delivered(topic=topic, payload=b"x" * 100, retained=False))
     assert sorted(path.name for path in tmp_path.iterdir()) == before
     assert pair.aggregator_service.record.rejections.counts[RejectReason.UNKNOWN_TOPIC] == 7

@@ -12,6 +12,8 @@ import pytest
 from aggregator.archive import Archive
 from aggregator.replay import Replay, WhatIf
 from edge_node.work import LocalUpdate
+from federation.learning.algorithms import NodeState
+from federation.learning.sets import Sets
 from federation.messages import Evaluation, RoundPlan
 from federation.params import Params
 from tests.machines.federation_pair import ArithmeticLearner, FederationPair
@@ -21,19 +23,19 @@ from tests.machines.test_federation import expected_digest, results
 class Poisoner(ArithmeticLearner):
     """Sends the largest floats there are, and claims more examples than anybody has."""
 
-    def train(self, plan: RoundPlan, global_params: Params, should_stop: Callable[[], bool]) -> LocalUpdate:
+    def train(self, plan: RoundPlan, sets: Sets, kept: NodeState, should_stop: Callable[[], bool]) -> LocalUpdate:
         """Return the poisoned update."""
-        update = super().train(plan, global_params, should_stop)
-        params = {name: np.full_like(update.params[name], 3.4e38) for name in update.params}
-        return dataclasses.replace(update, params=params, num_examples=10**12)
+        update = super().train(plan, sets, kept, should_stop)
+        poison = Sets({"model": {name: np.full_like(array, 3.4e38) for name, array in update.sets["model"].items()}})
+        return dataclasses.replace(update, sets=poison, num_examples=10**12)
 
 
 class Boaster(ArithmeticLearner):
     """Trains honestly, and claims more examples than anybody has."""
 
-    def train(self, plan: RoundPlan, global_params: Params, should_stop: Callable[[], bool]) -> LocalUpdate:
+    def train(self, plan: RoundPlan, sets: Sets, kept: NodeState, should_stop: Callable[[], bool]) -> LocalUpdate:
         """Return the update with its weight."""
-        return dataclasses.replace(super().train(plan, global_params, should_stop), num_examples=10**12)
+        return dataclasses.replace(super().train(plan, sets, kept, should_stop), num_examples=10**12)
 
 
 def test_the_largest_floats_change_nothing_and_the_node_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -78,11 +80,11 @@ def test_replay_protects_as_the_run_did_with_and_without_the_node(tmp_path: Path
 class Turncoat(ArithmeticLearner):
     """Turns its update round and makes it ten times as large: less than a large node's may be."""
 
-    def train(self, plan: RoundPlan, global_params: Params, should_stop: Callable[[], bool]) -> LocalUpdate:
+    def train(self, plan: RoundPlan, sets: Sets, kept: NodeState, should_stop: Callable[[], bool]) -> LocalUpdate:
         """Return the turned update."""
-        update = super().train(plan, global_params, should_stop)
-        params = {name: global_params[name] - 10 * (update.params[name] - global_params[name]) for name in global_params}
-        return dataclasses.replace(update, params=params)
+        update = super().train(plan, sets, kept, should_stop)
+        start, trained = sets["model"], update.sets["model"]
+        return dataclasses.replace(update, sets=Sets({"model": (start - 10.0 * (trained - start)).held()}))
 
 
 def accuracy_of_bias(params: Params) -> Evaluation:

@@ -39,7 +39,7 @@ from edge_node.participant import (
     Participant,
     Phase,
 )
-from federation.messages import Ack, RoundPlan
+from federation.messages import Ack, Choice, RoundPlan
 from tests.machines.builders import GLOBAL, NEXT, settings, state
 
 RUN = settings(num_rounds=5)
@@ -56,6 +56,9 @@ def plan(round_number: int = 1, *, cohort: tuple[str, ...] = ("n0", "n1"), diges
         model=RUN.model,
         training=RUN.training,
         learning_rate=0.001,
+        method=Choice(name="fedavg"),
+        codec=Choice(name="float32"),
+        num_nodes=2,
         global_digest=digest,
         global_bytes=1000,
     )

@@ -8,23 +8,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aggregator.protection import distance, norm, protect
+from federation.learning.algorithms import Algorithm, Update, build_algorithm
+from federation.learning.sets import Sets
 from federation.params import Params
-from federation.settings import ProtectionSettings, StrategySettings
-from federation.strategies import Update, build_strategy
+from federation.settings import ProtectionSettings
 
 GLOBAL: Params = {"a": np.full((3, 4), 1.0, dtype=np.float32), "b": np.full(4, 1.0, dtype=np.float32)}
 """Of norm 4."""
+
+DOWN = Sets({"model": GLOBAL})
+
+FEDAVG: Algorithm = build_algorithm("fedavg", {}, num_nodes=3)
 
 SETTINGS = ProtectionSettings()
 
 
 def update(node: str, shift: float, num_examples: int = 100) -> Update:
     """Return an update that is `4 * shift` away from the global model."""
-    return Update(node=node, num_examples=num_examples, params={name: (GLOBAL[name] + np.float32(shift)) for name in GLOBAL})
+    return Update(node=node, num_examples=num_examples, sets=Sets({"model": {name: (GLOBAL[name] + np.float32(shift)) for name in GLOBAL}}))
 
 
 def weights(*updates: Update, declared: dict[str, int] | None = None, settings: ProtectionSettings = SETTINGS) -> dict[str, int]:
-    protected = protect(updates, declared=declared or {}, global_params=GLOBAL, settings=settings)
+    protected = protect(updates, declared=declared or {}, down=DOWN, uploads=FEDAVG.up, settings=settings)
     assert [contribution.node for contribution in protected.contributions] == [update.node for update in updates]
     kept = {update.node: update.num_examples for update in protected.updates}
     assert kept == {contribution.node: contribution.weight for contribution in protected.contributions if contribution.weight}
@@ -33,7 +38,7 @@ def weights(*updates: Update, declared: dict[str, int] | None = None, settings: 
 
 def test_honest_updates_pass_as_they_are() -> None:
     updates = (update("a", 0.1, 10), update("b", 0.2, 100), update("c", 0.05, 40))
-    protected = protect(updates, declared={"a": 12, "b": 125, "c": 50}, global_params=GLOBAL, settings=SETTINGS)
+    protected = protect(updates, declared={"a": 12, "b": 125, "c": 50}, down=DOWN, uploads=FEDAVG.up, settings=SETTINGS)
     assert protected.updates == updates
     assert [contribution.reason for contribution in protected.contributions] == ["", "", ""]
     assert [contribution.distance for contribution in protected.contributions] == pytest.approx([0.4, 0.8, 0.2])
@@ -41,7 +46,7 @@ def test_honest_updates_pass_as_they_are() -> None:
 
 def test_the_largest_floats_are_left_out_and_named() -> None:
     protected = protect(
-        [update("a", 0.1), update("b", 0.1), update("m", 3.4e38, 10**12)], declared={}, global_params=GLOBAL, settings=SETTINGS
+        [update("a", 0.1), update("b", 0.1), update("m", 3.4e38, 10**12)], declared={}, down=DOWN, uploads=FEDAVG.up, settings=SETTINGS
     )
     assert [update.node for update in protected.updates] == ["a", "b"]
     (_, _, mad) = protected.contributions
@@ -74,7 +79,7 @@ def test_weight_is_bounded_by_declaration_cap_and_median() -> None:
 def test_no_settings_bound_nothing() -> None:
     """As in records from before there was a protection."""
     updates = (update("m", 3.4e38, 10**12),)
-    assert protect(updates, declared={}, global_params=GLOBAL, settings=None).updates == updates
+    assert protect(updates, declared={}, down=DOWN, uploads=FEDAVG.up, settings=None).updates == updates
 
 
 @given(
@@ -87,12 +92,14 @@ def test_no_settings_bound_nothing() -> None:
 def test_whatever_one_sends_sums_stay_finite(sent: list[tuple[float, int]]) -> None:
     with np.errstate(over="ignore"):
         updates = [
-            Update(node=f"n{index}", num_examples=examples, params={name: np.full_like(GLOBAL[name], value) for name in GLOBAL})
+            Update(
+                node=f"n{index}", num_examples=examples, sets=Sets({"model": {name: np.full_like(GLOBAL[name], value) for name in GLOBAL}})
+            )
             for index, (value, examples) in enumerate(sent)
         ]
-    protected = protect(updates, declared={}, global_params=GLOBAL, settings=SETTINGS)
+    protected = protect(updates, declared={}, down=DOWN, uploads=FEDAVG.up, settings=SETTINGS)
     if protected.updates:
-        mean = build_strategy(StrategySettings()).aggregate(state={}, global_params=GLOBAL, updates=protected.updates).params
+        mean = FEDAVG.aggregate(DOWN, protected.updates)["model"]
         assert all(np.isfinite(mean[name]).all() for name in mean)
         assert norm(mean) <= (1 + SETTINGS.max_model_ratio) * norm(GLOBAL) * 1.001
 

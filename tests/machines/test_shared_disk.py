@@ -38,7 +38,7 @@ def test_zombie_that_reads_of_its_successor_writes_nothing_more(tmp_path: Path) 
     """Its summary and model would go over those of the run as it is by now."""
     pair = FederationPair(tmp_path)
     pair.start()
-    pair.run(until=lambda: "fedmq/v1/pair/rounds/2/plan" in pair.broker.retained)
+    pair.run(until=lambda: "fedmq/v2/pair/rounds/2/plan" in pair.broker.retained)
     zombie = pair.aggregator_service
     pair.broker.sever("pair-aggregator")
     pair.aggregator.kill()
@@ -47,7 +47,7 @@ def test_zombie_that_reads_of_its_successor_writes_nothing_more(tmp_path: Path) 
     pair.broker.deliver()
     summary, model = tmp_path / "out" / "summary.json", tmp_path / "out" / "model.safetensors"
     summary.write_bytes(b"the successor's")
-    state = "fedmq/v1/pair/state"
+    state = "fedmq/v2/pair/state"
     zombie.take(Delivered(topic=state, payload=pair.broker.retained[state], retained=False))
     assert zombie.stopped is not None
     assert zombie.stopped.is_fenced
@@ -58,7 +58,7 @@ def test_zombie_that_reads_of_its_successor_writes_nothing_more(tmp_path: Path) 
 def test_zombie_that_has_archived_a_round_leaves_the_ledger_to_its_successor(tmp_path: Path) -> None:
     pair = FederationPair(tmp_path)
     pair.start()
-    pair.run(until=lambda: "fedmq/v1/pair/rounds/2/plan" in pair.broker.retained)
+    pair.run(until=lambda: "fedmq/v2/pair/rounds/2/plan" in pair.broker.retained)
     zombie = pair.aggregator_service
     pair.broker.sever("pair-aggregator")
     pair.aggregator.kill()

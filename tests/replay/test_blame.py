@@ -16,6 +16,8 @@ from aggregator.archive import Archive
 from aggregator.blame import blame
 from aggregator.replay import Replay
 from edge_node.work import LocalUpdate
+from federation.learning.algorithms import NodeState
+from federation.learning.sets import Sets
 from federation.messages import Evaluation, RoundPlan
 from federation.params import Params
 from fedmq.cli import app
@@ -26,13 +28,11 @@ from tests.machines.test_one_bad_node import Poisoner
 class Saboteur(ArithmeticLearner):
     """Goes the other way, ten times as far: within every bound."""
 
-    def train(self, plan: RoundPlan, global_params: Params, should_stop: Callable[[], bool]) -> LocalUpdate:
+    def train(self, plan: RoundPlan, sets: Sets, kept: NodeState, should_stop: Callable[[], bool]) -> LocalUpdate:
         """Return the update."""
-        update = super().train(plan, global_params, should_stop)
-        params = {
-            name: (global_params[name] - 10 * (update.params[name] - global_params[name])).astype(np.float32) for name in global_params
-        }
-        return dataclasses.replace(update, params=params)
+        update = super().train(plan, sets, kept, should_stop)
+        start, trained = sets["model"], update.sets["model"]
+        return dataclasses.replace(update, sets=Sets({"model": (start - 10.0 * (trained - start)).held()}))
 
 
 def score(params: Params) -> Evaluation:

@@ -85,7 +85,7 @@ def test_replay_from_the_broker_alone_names_the_round_that_is_gone(invoke: Invok
 
 
 def test_replay_names_the_chunk_that_was_changed_on_the_broker(invoke: Invoke, recorded: RecordedRun, own_mosquitto: PrivateBroker) -> None:
-    topic = f"fedmq/v1/{RUN}/rounds/4/updates/n1/chunks/2"
+    topic = f"fedmq/v2/{RUN}/rounds/4/updates/n1/chunks/2"
     payload = bytearray(recorded.retained[topic])
     payload[-1] ^= 1
     publish(own_mosquitto, {topic: bytes(payload)})
@@ -167,9 +167,9 @@ def copy_of(out_dir: Path, folder: Path, recorded: RecordedRun) -> Path:
         (["--round", "5-3"], "no range"),
         (["--round", "9"], "round 9"),
         (["--from", "memory"], "none of broker, archive, auto"),
-        (["--strategy", "fedsum"], "strategy.name"),
-        (["--strategy", "fedprox", "--set", "mu"], "not key=value"),
-        (["--strategy", "fedprox", "--set", "nu=1"], "unknown name"),
+        (["--method", "fedsum"], "there is no method"),
+        (["--method", "fedprox", "--set", "mu"], "not key=value"),
+        (["--method", "fedprox", "--set", "nu=1"], "no such setting"),
         (["--set", "mu=1"], "name one"),
         (["--continue", RUN], "name of its own"),
     ],

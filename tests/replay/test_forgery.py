@@ -21,7 +21,7 @@ from federation.messages import Ack, GlobalManifest, Message, RoundPlan, RoundRe
 from tests.replay.recorded_run import RUN, RecordedRun
 
 ALL = range(1, RecordedRun.num_rounds + 1)
-ROUNDS = f"fedmq/v1/{RUN}/rounds"
+ROUNDS = f"fedmq/v2/{RUN}/rounds"
 
 
 @pytest.fixture(scope="module")

@@ -57,7 +57,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> FederationPair:
 def test_run_recovered_at_any_moment_ends_with_the_same_digest(tmp_path: Path, undisturbed: FederationPair, moment: str) -> None:
     pair = FederationPair(tmp_path, num_rounds=NUM_ROUNDS)
     pair.start()
-    pair.run(lambda: f"fedmq/v1/pair/{moment}" in pair.broker.retained)
+    pair.run(lambda: f"fedmq/v2/pair/{moment}" in pair.broker.retained)
     pair.kill("aggregator")
     recover_pair(pair)
     pair.start_aggregator(is_resuming=True)
@@ -69,7 +69,7 @@ def test_run_recovered_at_any_moment_ends_with_the_same_digest(tmp_path: Path, u
 def test_open_rounds_cohort_is_kept(tmp_path: Path) -> None:
     pair = FederationPair(tmp_path, num_rounds=NUM_ROUNDS)
     pair.start()
-    pair.run(lambda: "fedmq/v1/pair/rounds/3/plan" in pair.broker.retained)
+    pair.run(lambda: "fedmq/v2/pair/rounds/3/plan" in pair.broker.retained)
     pair.kill("aggregator")
     position = recover_pair(pair).position
     assert (position.round_number, position.cohort, position.epoch) == (3, ("n0", "n1", "n2"), 1)
@@ -88,7 +88,7 @@ def test_finished_run_is_recovered_as_finished(tmp_path: Path) -> None:
 def test_nothing_to_recover_and_a_checkpoint_in_the_way_are_said(tmp_path: Path) -> None:
     pair = FederationPair(tmp_path, num_rounds=2)
     pair.start()
-    pair.run(lambda: "fedmq/v1/pair/rounds/1/plan" in pair.broker.retained)
+    pair.run(lambda: "fedmq/v2/pair/rounds/1/plan" in pair.broker.retained)
     pair.kill("aggregator")
     with pytest.raises(ArchiveError, match="start it again with --resume"):
         recover_pair(pair)
@@ -109,9 +109,9 @@ def test_nothing_to_recover_and_a_checkpoint_in_the_way_are_said(tmp_path: Path)
 def test_forged_result_on_the_broker_is_not_believed(tmp_path: Path) -> None:
     pair = FederationPair(tmp_path, num_rounds=3)
     pair.start()
-    pair.run(lambda: "fedmq/v1/pair/rounds/3/plan" in pair.broker.retained)
+    pair.run(lambda: "fedmq/v2/pair/rounds/3/plan" in pair.broker.retained)
     pair.kill("aggregator")
-    topic = "fedmq/v1/pair/rounds/1/result"
+    topic = "fedmq/v2/pair/rounds/1/result"
     pair.broker._retained[topic] = pair.broker.retained[topic].replace(b'"accepted":3', b'"accepted":2')
     with pytest.raises(ArchiveError, match="round 1: result"):
         recover_pair(pair)
@@ -124,14 +124,14 @@ def stopped_at(folder: Path, moment: str) -> FederationPair:
     """Return a federation whose aggregator was killed as soon as a topic was retained."""
     pair = FederationPair(folder, num_rounds=NUM_ROUNDS)
     pair.start()
-    pair.run(lambda: f"fedmq/v1/pair/{moment}" in pair.broker.retained)
+    pair.run(lambda: f"fedmq/v2/pair/{moment}" in pair.broker.retained)
     pair.kill("aggregator")
     return pair
 
 
 def spoil(pair: FederationPair, round_number: int, *, how: str = "flip") -> str:
     """Write over chunks of n1's accepted update, as n1 may; return the topic."""
-    prefix = f"fedmq/v1/pair/rounds/{round_number}/updates/n1/chunks/"
+    prefix = f"fedmq/v2/pair/rounds/{round_number}/updates/n1/chunks/"
     retained = pair.broker._retained
     if how == "swap":
         retained[f"{prefix}0"], retained[f"{prefix}1"] = retained[f"{prefix}1"], retained[f"{prefix}0"]
@@ -171,8 +171,8 @@ def test_newest_round_spoilt_is_led_again_where_that_model_is_not_there(tmp_path
     retained = pair.broker._retained
     for topic in [topic for topic in retained if "/rounds/4/" in topic]:
         del retained[topic]
-    state = RunState.model_validate_json(retained["fedmq/v1/pair/state"])
-    retained["fedmq/v1/pair/state"] = state.model_copy(update={"round_number": 3}).to_payload()
+    state = RunState.model_validate_json(retained["fedmq/v2/pair/state"])
+    retained["fedmq/v2/pair/state"] = state.model_copy(update={"round_number": 3}).to_payload()
     recovered = recover_pair(pair)
     assert (recovered.position.round_number, recovered.position.cohort) == (3, ())
     pair.start_aggregator(is_resuming=True)
@@ -228,7 +228,7 @@ def test_recovered_run_records_its_rounds_under_the_times_they_had(tmp_path: Pat
 
     pair = FederationPair(tmp_path, num_rounds=3)
     pair.start()
-    pair.run(lambda: "fedmq/v1/pair/rounds/3/plan" in pair.broker.retained)
+    pair.run(lambda: "fedmq/v2/pair/rounds/3/plan" in pair.broker.retained)
     pair.kill("aggregator")
     before = recorded(pair)
     assert before

@@ -19,25 +19,24 @@ from aggregator.round_folder import RoundFolder
 from edge_node.work import LocalUpdate
 from federation.codec import digest, file_digest, write_params
 from federation.errors import ArchiveError
+from federation.learning.algorithms import NodeState, build_algorithm, check_method
+from federation.learning.sets import Sets
 from federation.messages import RoundPlan, RoundResult, UpdateManifest, parse
-from federation.params import Params
-from federation.settings import StrategySettings
-from federation.strategies.fedmedian import FedMedian
 from tests.machines.federation_pair import ArithmeticLearner, FederationPair
 from tests.replay.recorded_run import RUN, RecordedRun
 
 ALL = range(1, RecordedRun.num_rounds + 1)
-ROUNDS = f"fedmq/v1/{RUN}/rounds"
+ROUNDS = f"fedmq/v2/{RUN}/rounds"
 
 
 class Diverging(ArithmeticLearner):
     """Sends infinities."""
 
-    def train(self, plan: RoundPlan, global_params: Params, should_stop: Callable[[], bool]) -> LocalUpdate:
+    def train(self, plan: RoundPlan, sets: Sets, kept: NodeState, should_stop: Callable[[], bool]) -> LocalUpdate:
         """Return the update, all of it infinite."""
-        update = super().train(plan, global_params, should_stop)
-        params = {name: np.full_like(update.params[name], np.inf) for name in update.params}
-        return dataclasses.replace(update, params=params)
+        update = super().train(plan, sets, kept, should_stop)
+        infinite = Sets({"model": {name: np.full_like(array, np.inf) for name, array in update.sets["model"].items()}})
+        return dataclasses.replace(update, sets=infinite)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +77,7 @@ def test_state_names_the_end_of_the_chain(recorded: RecordedRun) -> None:
     *_, last = Replay(RUN, recorded.broker(), recorded.trusted_keys).verify(ALL)
     assert state.result_digest == last.result_digest
     assert state.final_digest == last.result.next_global_digest == recorded.pair.global_digest
-    assert state.settings == recorded.pair.settings
+    assert state.run_settings() == recorded.pair.settings
 
 
 TOPICS = st.sampled_from(
@@ -230,18 +229,18 @@ def test_dropped_and_reordered_rounds_break_the_chain(recorded: RecordedRun, tmp
 
 def test_what_if_with_the_recorded_rule_is_what_happened_and_the_median_is_not(recorded: RecordedRun) -> None:
     replay = Replay(RUN, recorded.archive, recorded.trusted_keys)
-    for changed in replay.what_if(ALL, WhatIf(strategy=StrategySettings(name="fedavg")), None):
+    for changed in replay.what_if(ALL, WhatIf(method=check_method({"name": "fedavg"})), None):
         assert changed.next_global_digest == changed.result.next_global_digest
-    for changed in replay.what_if(ALL, WhatIf(strategy=StrategySettings(name="fedmedian")), None):
+    for changed in replay.what_if(ALL, WhatIf(method=check_method({"name": "fedmedian"})), None):
         assert changed.next_global_digest != changed.result.next_global_digest
 
 
 def test_what_if_of_the_median_is_the_median_of_the_recorded_updates(recorded: RecordedRun) -> None:
     replay = Replay(RUN, recorded.archive, recorded.trusted_keys)
-    (changed,) = replay.what_if([2], WhatIf(strategy=StrategySettings(name="fedmedian")), None)
+    (changed,) = replay.what_if([2], WhatIf(method=check_method({"name": "fedmedian"})), None)
     for record in replay.verify([2]):
-        median = FedMedian().aggregate(state={}, global_params=record.global_params, updates=record.updates)
-        assert changed.next_global_digest == digest(median.params)
+        median = build_algorithm("fedmedian", {}, num_nodes=3).aggregate(record.sets, record.updates)
+        assert changed.next_global_digest == digest(median["model"])
 
 
 def test_without_a_node_equals_the_round_in_which_its_update_was_rejected(recorded: RecordedRun, tmp_path: Path) -> None:

@@ -37,11 +37,11 @@ def test_all_rounds_stay_while_the_budget_allows_and_each_is_archived(tmp_path: 
     assert archive.round_numbers() == [1, 2, 3, 4]
     folder = archive.extract(2, tmp_path / "extracted")
     assert folder.transfers() == ["global", "updates/n0", "updates/n1", "updates/n2"]
-    assert folder.result_file.read_bytes() == pair.broker.retained["fedmq/v1/pair/rounds/2/result"]
-    assert folder.plan_file.read_bytes() == pair.broker.retained["fedmq/v1/pair/rounds/2/plan"]
+    assert folder.result_file.read_bytes() == pair.broker.retained["fedmq/v2/pair/rounds/2/result"]
+    assert folder.plan_file.read_bytes() == pair.broker.retained["fedmq/v2/pair/rounds/2/plan"]
     for node in pair.nodes:
         name = f"updates/{node}/manifest.json"
-        assert (folder.path / name).read_bytes() == pair.broker.retained[f"fedmq/v1/pair/rounds/2/{name.removesuffix('.json')}"]
+        assert (folder.path / name).read_bytes() == pair.broker.retained[f"fedmq/v2/pair/rounds/2/{name.removesuffix('.json')}"]
         assert json.loads((folder.path / f"acks/{node}.json").read_bytes())["outcome"] == "accepted"
     ledger = LedgerFile(tmp_path / "aggregator" / "pair" / "retained.jsonl").rounds
     assert {number: kept.num_bytes for number, kept in ledger.items()} == {
@@ -60,7 +60,7 @@ def test_rounds_above_the_budget_are_cleared_to_the_last_topic_and_stay_in_the_a
 def test_no_budget_at_all_never_touches_the_open_round(tmp_path: Path) -> None:
     pair = FederationPair(tmp_path, num_rounds=4, retained_bytes=0)
     pair.start()
-    pair.run(lambda: pair.broker.retained.get("fedmq/v1/pair/rounds/3/updates/n0/manifest") is not None)
+    pair.run(lambda: pair.broker.retained.get("fedmq/v2/pair/rounds/3/updates/n0/manifest") is not None)
     assert retained_rounds(pair)[3] > 19_000
     pair.run()
     assert pair.aggregator_service.stopped is not None
@@ -75,7 +75,7 @@ def test_what_a_node_left_beyond_its_manifest_is_swept_too(tmp_path: Path) -> No
     stray = InMemoryTransport(pair.broker, client_id="stray", on_event=lambda _event: None)
     stray.start()
     for name in ("chunks/77", "chunks/9999", "oddity", "manifest/deeper"):
-        stray.publish(f"fedmq/v1/pair/rounds/1/updates/n1/{name}", b"left behind", retain=True)
+        stray.publish(f"fedmq/v2/pair/rounds/1/updates/n1/{name}", b"left behind", retain=True)
     pair.run()
     assert 1 not in retained_rounds(pair)
 
@@ -98,7 +98,7 @@ def test_broker_that_lost_everything_gets_the_finished_rounds_back(tmp_path: Pat
     untouched.run()
     pair = FederationPair(tmp_path / "crashed", num_rounds=5)
     pair.start()
-    pair.run(lambda: "fedmq/v1/pair/rounds/3/updates/n1/manifest" in pair.broker.retained)
+    pair.run(lambda: "fedmq/v2/pair/rounds/3/updates/n1/manifest" in pair.broker.retained)
     pair.broker.restart(persistence=False)
     pair.run()
     assert pair.global_digest == untouched.global_digest
@@ -138,7 +138,7 @@ def test_finished_run_that_is_resumed_publishes_none_of_its_rounds_to_a_broker_t
 def test_sound_reconnection_publishes_nothing_again(tmp_path: Path) -> None:
     pair = FederationPair(tmp_path, num_rounds=2)
     pair.start()
-    pair.run(lambda: "fedmq/v1/pair/rounds/1/updates/n1/manifest" in pair.broker.retained)
+    pair.run(lambda: "fedmq/v2/pair/rounds/1/updates/n1/manifest" in pair.broker.retained)
     before = {topic: payload for topic, payload in pair.broker.retained.items() if "/rounds/1/global/" in topic}
     for topic in before:
         # Whoever publishes the model again would undo this mark.

@@ -32,7 +32,7 @@ RESULT = RoundResult.model_validate(
         "round_number": 1,
         "epoch": 1,
         "previous_result_digest": None,
-        "strategy": "fedavg",
+        "method": "fedavg",
         "aggregated": True,
         "global_digest": D,
         "next_global_digest": D,

@@ -63,7 +63,7 @@ def retained(site: Site, broker: RunningBroker) -> list[str]:
     """Return what the broker retains under the protocol's root."""
     password = (site.folder / "secrets" / "aggregator_password").read_text()
     address = BrokerAddress(host=broker.inner.host, port=broker.inner.port, username="aggregator", password=password)
-    return sorted(read_retained(address, ["fedmq/v1/#"])[1])
+    return sorted(read_retained(address, ["fedmq/v2/#"])[1])
 
 
 @pytest.mark.slow
@@ -73,11 +73,11 @@ def test_guard_outlives_what_an_enrolled_node_can_send(
 ) -> None:
     with suppress(OSError):  # a broker at its limit cuts who sends
         for index in range(20):
-            topic = f"fedmq/v1/r/rounds/1/updates/evil/chunks/{index}"
+            topic = f"fedmq/v2/r/rounds/1/updates/evil/chunks/{index}"
             attacker.socket.sendall(publish(topic, b"1", properties=USER_PROPERTY * 540_000))
         for index in range(NUM_LONG_TOPICS):
             name = f"{index:06d}" + "x" * LONG
-            attacker.socket.sendall(publish(f"fedmq/v1/{name}/nodes/evil/status", b"1", packet_id=index % 60_000 + 1))
+            attacker.socket.sendall(publish(f"fedmq/v2/{name}/nodes/evil/status", b"1", packet_id=index % 60_000 + 1))
     log = tmp_path / "guard.log"
     # What is left is what no round asked for, below the size at which a sweep does not wait.
     assert eventually(lambda: retained(site, broker) == [], wait_seconds=120), log.read_text()[-2000:]

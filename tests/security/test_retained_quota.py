@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aggregator.retained_quota import MAX_PRESENCE_TOPICS, PRESENCE_BYTES, UNPLANNED_BYTES, RetainedQuota
-from federation.messages import RoundPlan
+from federation.messages import Choice, RoundPlan
 from federation.settings import ModelSettings, TrainingSettings
 
-RUN = "fedmq/v1/demo"
+RUN = "fedmq/v2/demo"
 GLOBAL_BYTES = 394_640
 
 
@@ -25,6 +25,9 @@ def plan(round_number: int) -> bytes:
             model=ModelSettings(),
             training=TrainingSettings(),
             learning_rate=0.001,
+            method=Choice(name="fedavg"),
+            codec=Choice(name="float32"),
+            num_nodes=2,
             global_digest="0" * 64,
             global_bytes=GLOBAL_BYTES,
         )
@@ -83,9 +86,9 @@ def test_a_plan_taken_back_takes_the_updates_with_it() -> None:
 def test_topics_outside_the_protocol_go_at_once_and_are_only_counted() -> None:
     quota = RetainedQuota()
     assert quota.note(f"{RUN}/rounds/1/updates/pi-1/diary/monday", 10)
-    assert quota.note("fedmq/v1/UPPER/metrics/pi-2", 10)
-    assert quota.note(f"fedmq/v1/{'x' * 60_000}/nodes/pi-1/status", 10)
-    assert not quota.note("fedmq/v1/UPPER/metrics/pi-2", 0)
+    assert quota.note("fedmq/v2/UPPER/metrics/pi-2", 10)
+    assert quota.note(f"fedmq/v2/{'x' * 60_000}/nodes/pi-1/status", 10)
+    assert not quota.note("fedmq/v2/UPPER/metrics/pi-2", 0)
     found = {excess.node: excess for excess in quota.sweep()}
     assert {node: (excess.num_topics, excess.topics) for node, excess in found.items()} == {"pi-1": (2, ()), "pi-2": (1, ())}
     assert found["pi-1"].num_bytes > 120_000
@@ -95,7 +98,7 @@ def test_topics_outside_the_protocol_go_at_once_and_are_only_counted() -> None:
 def test_presence_without_end_is_cleared() -> None:
     quota = RetainedQuota()
     for index in range(9):
-        quota.note(f"fedmq/v1/run-{index}/nodes/pi-3/status", PRESENCE_BYTES // 8)
+        quota.note(f"fedmq/v2/run-{index}/nodes/pi-3/status", PRESENCE_BYTES // 8)
     assert quota.is_urgent
     assert [len(excess.topics) for excess in quota.sweep()] == [9]
     assert not quota.is_urgent
@@ -106,7 +109,7 @@ def test_statuses_in_invented_runs_go_and_those_in_runs_that_are_led_stay() -> N
     quota.note_own(f"{RUN}/state", b"{}")
     quota.note(f"{RUN}/nodes/pi-1/status", 800)
     for index in range(MAX_PRESENCE_TOPICS):
-        quota.note(f"fedmq/v1/run-{index}/nodes/pi-1/status", 800)
+        quota.note(f"fedmq/v2/run-{index}/nodes/pi-1/status", 800)
     (excess,) = quota.sweep()
     assert len(excess.topics) == MAX_PRESENCE_TOPICS
     assert f"{RUN}/nodes/pi-1/status" not in excess.topics

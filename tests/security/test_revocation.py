@@ -51,7 +51,7 @@ def test_revoked_node_is_thrown_out_at_once_and_refused_later(
     clients.append(again)
     assert again.connected is None
     assert neighbour.disconnected is None
-    assert neighbour.publish("fedmq/v1/demo/nodes/pi-2/status", b"{}") in {"Success", "No matching subscribers"}
+    assert neighbour.publish("fedmq/v2/demo/nodes/pi-2/status", b"{}") in {"Success", "No matching subscribers"}
     assert broker.process.poll() is None
     assert "certificate verify failed" in broker.log
 
@@ -65,8 +65,8 @@ def test_what_a_revoked_node_left_on_the_broker_goes_with_it(
     password = (site.folder / "secrets" / "aggregator_password").read_text(encoding="utf-8")
     aggregator = Client().with_password("aggregator", password).connect(broker.inner.host, broker.inner.port)
     clients += [node, aggregator]
-    updates = [f"fedmq/v1/demo/rounds/{number}/updates/pi-1/manifest" for number in (1, 2)]
-    gone = ["fedmq/v1/demo/nodes/pi-1/status", "fedmq/v1/other/nodes/pi-1/status", "fedmq/v1/demo/metrics/pi-1", updates[1]]
+    updates = [f"fedmq/v2/demo/rounds/{number}/updates/pi-1/manifest" for number in (1, 2)]
+    gone = ["fedmq/v2/demo/nodes/pi-1/status", "fedmq/v2/other/nodes/pi-1/status", "fedmq/v2/demo/metrics/pi-1", updates[1]]
     for topic in [*gone, updates[0]]:
         node.publish(topic, b"left", retain=True)
     accepted = RoundResult(
@@ -74,7 +74,7 @@ def test_what_a_revoked_node_left_on_the_broker_goes_with_it(
         round_number=1,
         epoch=1,
         previous_result_digest=None,
-        strategy="fedavg",
+        method="fedavg",
         aggregated=True,
         global_digest="a" * 64,
         next_global_digest="b" * 64,
@@ -89,8 +89,8 @@ def test_what_a_revoked_node_left_on_the_broker_goes_with_it(
         bytes_up=1,
         bytes_down=1,
     )
-    aggregator.publish("fedmq/v1/demo/rounds/1/result", accepted.to_payload(), retain=True)
-    aggregator.publish("fedmq/v1/demo/nodes/pi-2/status", b"another's", retain=True)
+    aggregator.publish("fedmq/v2/demo/rounds/1/result", accepted.to_payload(), retain=True)
+    aggregator.publish("fedmq/v2/demo/nodes/pi-2/status", b"another's", retain=True)
     mark_revoked(site, "pi-1")
     enforce(site, "pi-1", broker.fleet, now=NOW)
     assert sorted(clear_leftovers(site, "pi-1", fleet=broker.fleet, observers=broker.observers, now=NOW)) == sorted(gone)
@@ -98,8 +98,8 @@ def test_what_a_revoked_node_left_on_the_broker_goes_with_it(
     observer = (site.folder / "secrets" / "observer_password").read_text(encoding="utf-8")
     tls = TlsFiles(ca=site.certificate_file)
     address = MqttAddress(host=broker.observers.host, port=broker.observers.port, username="observer", password=observer, tls=tls)
-    _, left = read_retained(address, ["fedmq/v1/#"])
-    assert sorted(left) == sorted([updates[0], "fedmq/v1/demo/rounds/1/result", "fedmq/v1/demo/nodes/pi-2/status"])
+    _, left = read_retained(address, ["fedmq/v2/#"])
+    assert sorted(left) == sorted([updates[0], "fedmq/v2/demo/rounds/1/result", "fedmq/v2/demo/nodes/pi-2/status"])
 
 
 def test_list_and_reload_alone_leave_a_connected_node_in(site: Site, broker: RunningBroker, tmp_path: Path, clients: list[Client]) -> None:
@@ -159,7 +159,7 @@ def test_node_cannot_take_anothers_session_by_its_client_id(
     settle()
     assert thief.connected == "Success"
     assert victim.disconnected is None
-    assert thief.publish("fedmq/v1/demo/nodes/pi-1/status", b"{}") == "Not authorized"
+    assert thief.publish("fedmq/v2/demo/nodes/pi-1/status", b"{}") == "Not authorized"
 
 
 def test_passwords_open_the_inner_listeners_only(site: Site, broker: RunningBroker, clients: list[Client]) -> None:
@@ -180,7 +180,7 @@ def test_passwords_open_the_inner_listeners_only(site: Site, broker: RunningBrok
     assert outside.connected is None
     assert [client.connected for client in onlookers] == ["Success", "Success"]
     assert onlookers[0].disconnected is None
-    assert onlookers[0].publish("fedmq/v1/demo/state", b"{}") == "Not authorized"
+    assert onlookers[0].publish("fedmq/v2/demo/state", b"{}") == "Not authorized"
 
 
 def test_revoking_with_no_broker_says_what_to_run(site: Site, unused_address: BrokerAddress) -> None:

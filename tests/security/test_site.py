@@ -166,9 +166,9 @@ def test_presence_is_merged_from_retained_messages_and_garbage_is_passed_over(si
     add_node(site, "pi-2", now=NOW)
     status = NodeStatus(node="pi-1", online=True, instance="x").model_dump_json().encode()
     messages = {
-        "fedmq/v1/old/nodes/pi-1/status": canonical_json({"nonsense": 1}),
-        "fedmq/v1/demo/nodes/pi-1/status": status,
-        "fedmq/v1/demo/nodes/stranger/status": status,
+        "fedmq/v2/old/nodes/pi-1/status": canonical_json({"nonsense": 1}),
+        "fedmq/v2/demo/nodes/pi-1/status": status,
+        "fedmq/v2/demo/nodes/stranger/status": status,
         "elsewhere": b"\xff",
     }
     assert [(node.name, node.online, node.run) for node in merge_presence(enrolled_nodes(site), messages)] == [

@@ -6,23 +6,22 @@ import numpy as np
 import pytest
 
 from federation.errors import LocalProtocolError, SettingsError
-from federation.settings import StrategySettings, parse_settings
-from federation.strategies import Update, build_strategy
+from federation.learning.algorithms import Update, build_algorithm
+from federation.learning.sets import Sets
+from federation.settings import parse_settings
 
-STRATEGY = build_strategy(StrategySettings(name="fedmedian"))
+FEDMEDIAN = build_algorithm("fedmedian", {}, num_nodes=3)
 
 
 def update(node: str, values: list[float], num_examples: int = 1) -> Update:
-    return Update(node=node, num_examples=num_examples, params={"w": np.array(values, dtype=np.float32)})
+    return Update(node=node, num_examples=num_examples, sets=Sets({"model": {"w": np.array(values, dtype=np.float32)}}))
 
 
 def median(*updates: Update) -> list[float]:
-    global_params = {"w": np.zeros(3, dtype=np.float32)}
-    state = STRATEGY.initial_state(global_params)
-    aggregation = STRATEGY.aggregate(state=state, global_params=global_params, updates=list(updates))
-    assert dict(aggregation.state) == {}
-    assert aggregation.params["w"].dtype == np.float32
-    return [float(value) for value in aggregation.params["w"]]
+    sets = FEDMEDIAN.aggregate(Sets({"model": {"w": np.zeros(3, dtype=np.float32)}}), list(updates))
+    assert list(sets) == ["model"]
+    assert sets["model"]["w"].dtype == np.float32
+    return [float(value) for value in sets["model"]["w"]]
 
 
 def test_of_three_the_middle_one_coordinate_by_coordinate() -> None:
@@ -42,8 +41,8 @@ def test_of_fewer_than_three_it_refuses_to_be_a_mean(num_updates: int) -> None:
 
 def test_run_file_that_may_begin_with_fewer_nodes_is_refused() -> None:
     with pytest.raises(SettingsError, match=r"raise rounds\.min_nodes to 3"):
-        parse_settings({"strategy": {"name": "fedmedian"}, "rounds": {"min_nodes": 2}})
-    assert parse_settings({"strategy": {"name": "fedmedian"}, "rounds": {"min_nodes": 3}}).rounds.min_nodes == 3
+        parse_settings({"method": {"name": "fedmedian"}, "rounds": {"min_nodes": 2}})
+    assert parse_settings({"method": {"name": "fedmedian"}, "rounds": {"min_nodes": 3}}).rounds.min_nodes == 3
 
 
 def test_one_mad_node_of_three_moves_nothing_beyond_the_others() -> None:

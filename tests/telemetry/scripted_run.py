@@ -166,12 +166,12 @@ class Recording:
 
     def state(self, phase: str, number: int, reason: str = "") -> None:
         """Let the aggregator publish the run's state."""
-        values = {"run": self.script.run, "num_rounds": self.script.num_rounds, "epoch": 1, "strategy": "fedavg", "model": {}}
+        values = {"run": self.script.run, "num_rounds": self.script.num_rounds, "epoch": 1, "method": "fedavg", "model": {}}
         self.say("state", RunState.model_validate(values | {"phase": phase, "round_number": number, "reason": reason}))
 
     def say(self, topic: str, message: NodeStatus | RunState | MetricsReport) -> None:
         """Deliver a message of this run to the monitor."""
-        delivered = Delivered(topic=f"fedmq/v1/{self.script.run}/{topic}", payload=message.to_payload(), retained=False)
+        delivered = Delivered(topic=f"fedmq/v2/{self.script.run}/{topic}", payload=message.to_payload(), retained=False)
         self.keep(self.monitor.take(delivered, self.now, self.now_ns))
 
     def keep(self, points: list[Point]) -> None:
@@ -259,7 +259,7 @@ class Recording:
             round_number=number,
             epoch=1,
             previous_result_digest=None,
-            strategy="fedavg",
+            method="fedavg",
             aggregated=True,
             global_digest=DIGEST,
             next_global_digest=DIGEST,

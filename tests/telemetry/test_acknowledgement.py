@@ -58,7 +58,7 @@ class Follower:
 
 @pytest.fixture
 def topic(run_name: str) -> str:
-    return f"fedmq/v1/{run_name}/metrics/node-0"
+    return f"fedmq/v2/{run_name}/metrics/node-0"
 
 
 def test_what_was_not_acknowledged_comes_again_and_the_rest_does_not(mosquitto: PrivateBroker, run_name: str, topic: str) -> None:

@@ -176,18 +176,18 @@ def test_the_report_is_drawn_by_a_browser(measured: MeasuredRun, tmp_path: Path)
 
 
 def test_watch_shows_what_the_broker_holds(mosquitto: PrivateBroker, run_name: str, tmp_path: Path) -> None:
-    values = {"run": run_name, "phase": "training", "round_number": 2, "num_rounds": 5, "epoch": 1, "strategy": "fedavg", "model": {}}
+    values = {"run": run_name, "phase": "training", "round_number": 2, "num_rounds": 5, "epoch": 1, "method": "fedavg", "model": {}}
     with connected(mosquitto, "aggregator") as aggregator:
-        aggregator.publish(f"fedmq/v1/{run_name}/state", RunState.model_validate(values).to_payload())
+        aggregator.publish(f"fedmq/v2/{run_name}/state", RunState.model_validate(values).to_payload())
         status = NodeStatus(node="node-1", online=True, instance="i1", num_examples=7)
-        aggregator.publish(f"fedmq/v1/{run_name}/nodes/node-1/status", status.to_payload())
-        aggregator.publish(f"fedmq/v1/{run_name}/rounds/1/result", b"not a result")
+        aggregator.publish(f"fedmq/v2/{run_name}/nodes/node-1/status", status.to_payload())
+        aggregator.publish(f"fedmq/v2/{run_name}/rounds/1/result", b"not a result")
         password = tmp_path / "password"
         password.write_text(mosquitto.passwords["observer"])
         login = ["--host", mosquitto.host, "--port", mosquitto.port, "--username", "observer", "--password-file", password]
         result = call("watch", run_name, *map(str, login), "--seconds", "1.5", "--json")
         for topic in ("state", "nodes/node-1/status", "rounds/1/result"):
-            aggregator.publish(f"fedmq/v1/{run_name}/{topic}", b"")
+            aggregator.publish(f"fedmq/v2/{run_name}/{topic}", b"")
     assert result.exit_code == 0, result.output
     answer = json.loads(result.stdout)
     assert answer["state"]["round_number"] == 2

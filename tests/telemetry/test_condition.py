@@ -12,7 +12,7 @@ from federation.messages import NodeStatus, RunState
 
 def state(phase: str, reason: str = "") -> RunState:
     """Return a run's state."""
-    values: dict[str, Any] = {"run": "r", "phase": phase, "round_number": 2, "num_rounds": 5, "epoch": 1, "strategy": "s", "model": {}}
+    values: dict[str, Any] = {"run": "r", "phase": phase, "round_number": 2, "num_rounds": 5, "epoch": 1, "method": "s", "model": {}}
     return RunState.model_validate(values | {"reason": reason})
 
 

@@ -115,7 +115,7 @@ def test_a_node_reports_over_the_broker(mosquitto: PrivateBroker, run_name: str,
     while len(reports) < 3:
         event = inbox.get(timeout=30)
         if isinstance(event, Delivered):
-            assert event.topic == f"fedmq/v1/{run_name}/metrics/node-0"
+            assert event.topic == f"fedmq/v2/{run_name}/metrics/node-0"
             reports.append(parse(MetricsReport, event.payload))
     reporter.stop()
     node.stop(5.0)

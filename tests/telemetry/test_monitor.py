@@ -43,13 +43,13 @@ def delivered(topic: str, payload: bytes, *, retained: bool = False) -> Delivere
 def status(node: str, *, online: bool, instance: str = "i1", retained: bool = False) -> Delivered:
     """Return a node's status."""
     message = NodeStatus(node=node, online=online, instance=instance, num_examples=10)
-    return delivered(f"fedmq/v1/r/nodes/{node}/status", message.to_payload(), retained=retained)
+    return delivered(f"fedmq/v2/r/nodes/{node}/status", message.to_payload(), retained=retained)
 
 
 def state(round_number: int, *, phase: str = "training", retained: bool = False) -> Delivered:
     """Return the run's state."""
-    values = {"run": "r", "phase": phase, "round_number": round_number, "num_rounds": 5, "epoch": 1, "strategy": "fedavg", "model": {}}
-    return delivered("fedmq/v1/r/state", RunState.model_validate(values).to_payload(), retained=retained)
+    values = {"run": "r", "phase": phase, "round_number": round_number, "num_rounds": 5, "epoch": 1, "method": "fedavg", "model": {}}
+    return delivered("fedmq/v2/r/state", RunState.model_validate(values).to_payload(), retained=retained)
 
 
 def kinds(points: list[Point]) -> list[str]:
@@ -60,7 +60,7 @@ def kinds(points: list[Point]) -> list[str]:
 def report(node: str, sender: str) -> Delivered:
     """Return metrics that say they are `node`'s, on `sender`'s topic."""
     point = MetricPoint(measurement="train", time_ns=START, tags={"node": "node-9"}, fields={"loss": 1.0})
-    return delivered(f"fedmq/v1/r/metrics/{sender}", MetricsReport(node=node, round_number=3, points=[point]).to_payload())
+    return delivered(f"fedmq/v2/r/metrics/{sender}", MetricsReport(node=node, round_number=3, points=[point]).to_payload())
 
 
 def test_a_nodes_coming_and_going_are_events_and_states(monitor: Monitor) -> None:
@@ -150,10 +150,10 @@ def test_metrics_are_tagged_by_their_topic(monitor: Monitor) -> None:
     "message",
     [
         report("node-1", "node-2"),
-        delivered("fedmq/v1/r/metrics/node-0", b"{"),
-        delivered("fedmq/v1/r/metrics/node-0", b'{"version":2}'),
-        delivered("fedmq/v1/r/nodes/node-0/status", b"\xff"),
-        delivered("fedmq/v1/r/rounds/1/plan", b"{}"),
+        delivered("fedmq/v2/r/metrics/node-0", b"{"),
+        delivered("fedmq/v2/r/metrics/node-0", b'{"version":1}'),
+        delivered("fedmq/v2/r/nodes/node-0/status", b"\xff"),
+        delivered("fedmq/v2/r/rounds/1/plan", b"{}"),
         delivered("something/else", b"{}"),
     ],
 )

@@ -145,7 +145,7 @@ def test_an_unfit_node_is_told_apart(tmp_path: Path) -> None:
     record, monitor = opened(tmp_path)
     begin(record, monitor)
     ill = NodeStatus(node="node-0", online=True, instance="i", problem="the disk is full")
-    [point] = [p for p in monitor.take(delivered("fedmq/v1/r/nodes/node-0/status", ill.to_payload()), *at()) if p.measurement == "node"]
+    [point] = [p for p in monitor.take(delivered("fedmq/v2/r/nodes/node-0/status", ill.to_payload()), *at()) if p.measurement == "node"]
     assert (point.fields["state"], point.fields["online"], point.fields["fit"]) == (2, 1, 0)
 
 

@@ -55,7 +55,7 @@ class Inbox:
     def put(self, event: TransportEvent) -> None:
         """Keep an event, and react to it."""
         self.events.append(event)
-        if isinstance(event, Delivered) and (react := self.reactions.get(event.topic.removeprefix(f"fedmq/v1/{self.run}/"))):
+        if isinstance(event, Delivered) and (react := self.reactions.get(event.topic.removeprefix(f"fedmq/v2/{self.run}/"))):
             react()
 
 
@@ -85,7 +85,7 @@ class Client:
     @property
     def topics(self) -> list[str]:
         """The topics delivered so far, without the run's prefix."""
-        return [event.topic.removeprefix(f"fedmq/v1/{self.place.run}/") for event in self.of(Delivered)]
+        return [event.topic.removeprefix(f"fedmq/v2/{self.place.run}/") for event in self.of(Delivered)]
 
     def connect(self) -> Client:
         """Start, and wait until connected."""
@@ -101,7 +101,7 @@ class Client:
 
     def topic(self, name: str) -> str:
         """Return a topic of this run."""
-        return f"fedmq/v1/{self.place.run}/{name}"
+        return f"fedmq/v2/{self.place.run}/{name}"
 
     def publish(self, name: str, payload: bytes | Callable[[], bytes], *, retain: bool = False) -> None:
         """Publish below the run's prefix."""
@@ -218,4 +218,4 @@ def _is_settled(transport: Transport) -> bool:
 
 
 def _will(run: str, name: str, payload: bytes | None) -> Will | None:
-    return None if payload is None else Will(topic=f"fedmq/v1/{run}/nodes/{name}/status", payload=payload)
+    return None if payload is None else Will(topic=f"fedmq/v2/{run}/nodes/{name}/status", payload=payload)

@@ -21,7 +21,7 @@ EVALUATION = m.Evaluation(
 )
 
 MESSAGES: tuple[m.Message, ...] = (
-    m.RunState(run="run", phase="training", round_number=3, num_rounds=20, epoch=1, strategy="fedavg", model=ModelSettings()),
+    m.RunState(run="run", phase="training", round_number=3, num_rounds=20, epoch=1, method="fedavg", model=ModelSettings()),
     m.NodeStatus(node="node-0", online=True, instance="a1", num_examples=10, image_shape=[3, 28, 28], software={"torch": "2.13.0"}),
     m.RoundPlan(
         run="run",
@@ -33,6 +33,9 @@ MESSAGES: tuple[m.Message, ...] = (
         model=ModelSettings(),
         training=TrainingSettings(),
         learning_rate=0.001,
+        method=m.Choice(name="fedavg"),
+        codec=m.Choice(name="float32"),
+        num_nodes=2,
         global_digest=DIGEST,
         global_bytes=394_404,
     ),
@@ -55,7 +58,7 @@ MESSAGES: tuple[m.Message, ...] = (
         round_number=3,
         epoch=1,
         previous_result_digest=DIGEST,
-        strategy="fedavg",
+        method="fedavg",
         aggregated=True,
         global_digest=DIGEST,
         next_global_digest=DIGEST,

@@ -100,12 +100,12 @@ def test_the_brokers_own_topics_are_done_without_where_asking_for_them_ends_the_
     """As on rumqttd 0.20: the others are asked for in a packet of their own, and again."""
     subscriptions = Subscriptions()
     for _ in range(MAX_ASKED):
-        subscriptions.ask(["$SYS/broker/uptime", "fedmq/v1/run/state"], wanted=True)
+        subscriptions.ask(["$SYS/broker/uptime", "fedmq/v2/run/state"], wanted=True)
         packets = subscriptions.take()
-        assert packets == [(True, ["fedmq/v1/run/state"]), (True, ["$SYS/broker/uptime"])]
+        assert packets == [(True, ["fedmq/v2/run/state"]), (True, ["$SYS/broker/uptime"])]
         for packet_id, (wanted, filters) in enumerate(packets):
             subscriptions.sent(packet_id, wanted=wanted, filters=filters)
-        assert subscriptions.confirm(0) == ["fedmq/v1/run/state"]
+        assert subscriptions.confirm(0) == ["fedmq/v2/run/state"]
         subscriptions.forget_confirmations()
-    subscriptions.ask(["$SYS/broker/uptime", "fedmq/v1/run/state"], wanted=True)
-    assert subscriptions.take() == [(True, ["fedmq/v1/run/state"])]
+    subscriptions.ask(["$SYS/broker/uptime", "fedmq/v2/run/state"], wanted=True)
+    assert subscriptions.take() == [(True, ["fedmq/v2/run/state"])]

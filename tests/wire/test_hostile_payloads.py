@@ -71,7 +71,7 @@ def feed(readers: Sequence[Callable[[bytes], object]], good: list[bytes], seed: 
 
 
 def test_topics() -> None:
-    good = [b"fedmq/v1/run/rounds/3/updates/node-0/chunks/17", b"fedmq/v1/run/state", b"fedmq/v1/run/rounds/1/global/manifest"]
+    good = [b"fedmq/v2/run/rounds/3/updates/node-0/chunks/17", b"fedmq/v2/run/state", b"fedmq/v2/run/rounds/1/global/manifest"]
     reasons = feed([lambda payload: parse_topic(payload.decode("utf-8", "replace"))], good, seed=1)
     assert set(reasons) <= {RejectReason.UNKNOWN_TOPIC, RejectReason.UNSUPPORTED_VERSION}
     assert reasons[RejectReason.UNKNOWN_TOPIC] > NUM_PAYLOADS / 2

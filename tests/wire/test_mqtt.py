@@ -105,7 +105,7 @@ def test_nothing_unacknowledged_is_lost_when_the_broker_is_killed(place: BrokerP
     leader.follow("rounds/1/updates/+/chunks/+")
     wait_until(lambda: set(names[-num_pending:]) <= set(leader.topics))
     for event in leader.of(Delivered):
-        assert event.payload == event.topic.removeprefix(f"fedmq/v1/{place.run}/").encode() * 1000
+        assert event.payload == event.topic.removeprefix(f"fedmq/v2/{place.run}/").encode() * 1000
 
 
 def test_subscriptions_newer_than_the_brokers_last_save_are_made_again(place: BrokerPlace) -> None:

@@ -15,8 +15,21 @@ from federation.learning.algorithms.fedmedian import FedMedian
 from federation.learning.algorithms.fedper import FedPer
 from federation.learning.algorithms.fedprox import FedProx
 from federation.learning.algorithms.scaffold import Scaffold
+from federation.setting_types import describe_settings_error
 
-__all__ = ["ALGORITHMS", "Algorithm", "NodeState", "Trained", "Trainer", "Update", "Upload", "build_algorithm", "mean"]
+__all__ = [
+    "ALGORITHMS",
+    "Algorithm",
+    "NodeState",
+    "Trained",
+    "Trainer",
+    "Update",
+    "Upload",
+    "algorithm_class",
+    "build_algorithm",
+    "check_method",
+    "mean",
+]
 
 ALGORITHMS: Mapping[str, type[Algorithm]] = {
     "fedadam": FedAdam,
@@ -27,6 +40,36 @@ ALGORITHMS: Mapping[str, type[Algorithm]] = {
     "scaffold": Scaffold,
 }
 """Every method by the name a run file calls it."""
+
+
+def algorithm_class(name: str) -> type[Algorithm]:
+    """Return the method of a name.
+
+    Raises:
+        SettingsError: there is none.
+    """
+    kind = ALGORITHMS.get(name)
+    if kind is None:
+        raise SettingsError(f"there is no method {name!r}; there are {', '.join(sorted(ALGORITHMS))}")
+    return kind
+
+
+def check_method(values: object) -> Algorithm.Settings:
+    """Return a method's settings, checked by the method itself: what a run file's `[method]` may say.
+
+    Raises:
+        ValueError: there is no such method, or a setting is not one of its own or out of bounds.
+    """
+    if isinstance(values, Algorithm.Settings):
+        return values
+    if not isinstance(values, Mapping) or not isinstance(name := values.get("name", "fedavg"), str):
+        raise ValueError("give a table with a name")  # noqa: TRY004 - pydantic takes ValueErrors alone
+    try:
+        return algorithm_class(name).Settings.model_validate({"name": name, **values})
+    except ValidationError as error:
+        raise ValueError(describe_settings_error(error, name)) from None
+    except SettingsError as error:
+        raise ValueError(f"name: {error}") from None
 
 
 def build_algorithm(name: str, settings: Mapping[str, Any], *, num_nodes: int) -> Algorithm:
@@ -40,14 +83,8 @@ def build_algorithm(name: str, settings: Mapping[str, Any], *, num_nodes: int) -
     Raises:
         SettingsError: there is no such method, or a setting is not one of its own or out of bounds.
     """
-    kind = ALGORITHMS.get(name)
-    if kind is None:
-        raise SettingsError(f"method.name: there is no method {name!r}; there are {', '.join(sorted(ALGORITHMS))}")
     try:
-        checked = kind.Settings.model_validate({"name": name, **settings})
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in problem["loc"])
-        detail = f"{name} has no such setting" if problem["type"] == "extra_forbidden" else problem["msg"]
-        raise SettingsError(f"method.{place}: {detail}") from None
-    return kind(checked, num_nodes=num_nodes)
+        checked = check_method({**settings, "name": name})
+    except ValueError as error:
+        raise SettingsError(f"method.{error}") from None
+    return algorithm_class(name)(checked, num_nodes=num_nodes)

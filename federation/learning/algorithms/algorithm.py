@@ -114,11 +114,17 @@ class Algorithm(ABC):
     keeps_node_state: ClassVar[bool] = False
     """Whether `train` keeps anything on the node."""
     min_updates: ClassVar[int] = 1
-    """The fewest updates that `aggregate` means anything for."""
+    """Of how many updates the method is what its name promises."""
+    needs_sgd: ClassVar[bool] = False
+    """Whether it works from how far gradients move the weights (`Trained.total_step`), which adaptive optimisers don't tell."""
 
     def __init__(self, settings: Algorithm.Settings, *, num_nodes: int) -> None:
         self.settings = settings
         self.num_nodes = num_nodes
+
+    def with_num_nodes(self, num_nodes: int) -> Algorithm:
+        """Return the same method for a round whose cohort was drawn from so many nodes."""
+        return type(self)(self.settings, num_nodes=num_nodes)
 
     def start(self, model: TensorSet) -> Sets:
         """Return the sets before the first round.

@@ -15,6 +15,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from federation.errors import LocalProtocolError
 from federation.learning.algorithms.algorithm import Algorithm, NodeState, Trainer, Update, check_updates
 from federation.learning.sets import Sets, TensorSet
 from federation.params import Array
@@ -37,8 +38,14 @@ class FedMedian(Algorithm):
         return trained.update(model=trained.model)
 
     def aggregate(self, sets: Sets, updates: Sequence[Update]) -> Sets:
-        """Return the median of the models; of an even number, the mean of the middle two."""
+        """Return the median of the models; of an even number, the mean of the middle two.
+
+        Raises:
+            LocalProtocolError: fewer than three updates: of two the median is the mean, which one of them moves at will.
+        """
         check_updates(updates)
+        if len(updates) < self.min_updates:
+            raise LocalProtocolError(f"fedmedian needs {self.min_updates} updates or more, there are {len(updates)}")
         models = [update.sets["model"] for update in updates]
 
         def compute(name: str) -> Array:

@@ -33,6 +33,7 @@ class Scaffold(Algorithm):
     down: ClassVar = ("model", "control")
     up: ClassVar = {"model": Upload(is_difference=True), "control": Upload(like="control", is_difference=True)}
     keeps_node_state: ClassVar = True
+    needs_sgd: ClassVar = True
 
     def start(self, model: TensorSet) -> Sets:
         """Return the model and no correction."""

@@ -14,11 +14,31 @@ from federation.learning.codecs.float16 import Float16
 from federation.learning.codecs.float32 import Float32
 from federation.learning.codecs.int8 import Int8
 from federation.learning.codecs.topk import TopK
+from federation.setting_types import describe_settings_error
 
-__all__ = ["CODECS", "Codec", "build_codec", "decode_sets", "encode_sets", "flatten", "unflatten", "wire_signature"]
+__all__ = ["CODECS", "Codec", "build_codec", "check_codec", "decode_sets", "encode_sets", "flatten", "unflatten", "wire_signature"]
 
 CODECS: Mapping[str, type[Codec]] = {"float16": Float16, "float32": Float32, "int8": Int8, "topk": TopK}
 """Every codec by the name a run file calls it."""
+
+
+def check_codec(values: object) -> Codec.Settings:
+    """Return a codec's settings, checked by the codec itself: what a run file's `[codec]` may say.
+
+    Raises:
+        ValueError: there is no such codec, or a setting is not one of its own or out of bounds.
+    """
+    if isinstance(values, Codec.Settings):
+        return values
+    if not isinstance(values, Mapping) or not isinstance(name := values.get("name", "float32"), str):
+        raise ValueError("give a table with a name")  # noqa: TRY004 - pydantic takes ValueErrors alone
+    kind = CODECS.get(name)
+    if kind is None:
+        raise ValueError(f"name: there is no codec {name!r}; there are {', '.join(sorted(CODECS))}")
+    try:
+        return kind.Settings.model_validate({"name": name, **values})
+    except ValidationError as error:
+        raise ValueError(describe_settings_error(error, name)) from None
 
 
 def build_codec(name: str, settings: Mapping[str, Any]) -> Codec:
@@ -27,14 +47,8 @@ def build_codec(name: str, settings: Mapping[str, Any]) -> Codec:
     Raises:
         SettingsError: there is no such codec, or a setting is not one of its own or out of bounds.
     """
-    kind = CODECS.get(name)
-    if kind is None:
-        raise SettingsError(f"codec.name: there is no codec {name!r}; there are {', '.join(sorted(CODECS))}")
     try:
-        checked = kind.Settings.model_validate({"name": name, **settings})
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in problem["loc"])
-        detail = f"{name} has no such setting" if problem["type"] == "extra_forbidden" else problem["msg"]
-        raise SettingsError(f"codec.{place}: {detail}") from None
-    return kind(checked)
+        checked = check_codec({**settings, "name": name})
+    except ValueError as error:
+        raise SettingsError(f"codec.{error}") from None
+    return CODECS[name](checked)
