@@ -26,7 +26,7 @@ def demo(
     *,
     data: Annotated[str | None, typer.Option(help="Data set name, .npz file or folder of class sub-folders.")] = None,
     nodes: Annotated[int, typer.Option(min=1, help="Edge-node processes.")] = 3,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds.")] = 5,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds; default 5, of large data sets 4.")] = None,
     alpha: Annotated[float, typer.Option(help="Dirichlet concentration of classes over nodes: smaller is more skewed.")] = 0.5,
     recipe: Annotated[str, typer.Option(help="Local training: best, or the thesis's.")] = "best",
     epochs: Annotated[int | None, typer.Option(min=1, help="Local epochs per round; default 5, of large data sets 1.")] = None,

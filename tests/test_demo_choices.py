@@ -23,22 +23,24 @@ def given(**values: Any) -> dict[str, Any]:
     return {"run": "demo", "recipe": "best", "data": {"name": "digits"}, **values}
 
 
-def test_small_data_get_five_epochs_and_large_ones_one() -> None:
-    small, large = (demo_settings(given(), dataset(num)).training for num in (LARGE_SET - 1, LARGE_SET))
+def test_small_data_get_five_rounds_of_five_epochs_and_large_ones_four_of_one() -> None:
+    few, many = (demo_settings(given(), dataset(num)) for num in (LARGE_SET - 1, LARGE_SET))
+    assert (few.num_rounds, many.num_rounds) == (5, 4)
+    small, large = few.training, many.training
     assert (small.local_epochs, small.batch_size, small.learning_rate) == (5, 16, 0.03)
-    assert (large.local_epochs, large.batch_size, large.learning_rate) == (1, 32, 0.05)
+    assert (large.local_epochs, large.batch_size, large.learning_rate) == (1, 64, 0.05)
 
 
 def test_what_is_asked_for_wins() -> None:
     asked = demo_settings(given(training={"local_epochs": 3, "learning_rate": 0.01}), dataset(LARGE_SET)).training
-    assert (asked.local_epochs, asked.batch_size, asked.learning_rate) == (3, 32, 0.01)
+    assert (asked.local_epochs, asked.batch_size, asked.learning_rate) == (3, 64, 0.01)
     thesis = demo_settings(given(recipe="thesis"), dataset(LARGE_SET)).training
     assert (thesis.local_epochs, thesis.batch_size, thesis.learning_rate, thesis.max_grad_norm) == (5, 16, 0.001, 1.0)
 
 
 def test_a_wrong_name_is_a_sentence() -> None:
-    with pytest.raises(SettingsError, match=r"strategy\.name"):
-        demo_settings(given(strategy={"name": "fedbest"}), dataset(10))
+    with pytest.raises(SettingsError, match="there is no method 'fedbest'"):
+        demo_settings(given(method={"name": "fedbest"}), dataset(10))
 
 
 def test_offline_it_says_so_in_one_line_and_takes_the_digits(
