@@ -3,10 +3,11 @@
     roll called --answers (a live status)--> present
                 --ROLL_SECONDS-------------> absent, until it is heard of
     drawn --max_missed_rounds rounds in a row without an update to use--> set aside --heard of, and its time is up--> drawn again
+    drawn --once without one, and the others' round is lost by it-------> set aside
 
 A retained status may be that of a device that died together with the broker: nothing ever takes it back. So each
 aggregator that starts, or connects again, calls the roll in the run's state, and every node that lives publishes its
-status anew. A node that was set aside and still fails sits out twice as long each time.
+status anew. A node that was set aside and still fails sits out twice as long each time, until it has been of use as often.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ class _Entry:
     num_missed: int = 0
     """Rounds in a row it was drawn into and nothing of it was aggregated."""
     times_aside: int = 0
+    num_useful: int = 0
+    """Rounds since it was last set aside that it had a part in."""
     until_round: int | None = None
     """It is set aside until this round at least; None: it is not."""
     has_spoken: bool = False
@@ -87,14 +90,21 @@ class Attendance:
         """
         entry = self._entry(node)
         if entry.until_round is not None and not (entry.has_spoken and (is_needed or round_number >= entry.until_round)):
-            text = f"set aside: nothing of it could be aggregated for {entry.num_missed} rounds in a row"
+            times = "this round" if entry.num_missed == 1 else f"{entry.num_missed} rounds in a row"
+            text = f"set aside: nothing of it could be aggregated for {times}"
             return f"{text}; back from round {entry.until_round}" if entry.has_spoken else f"{text}; back when it speaks anew"
         return None if self.is_present(node) else "sits out: its status is old and it has not answered; back when it speaks"
 
-    def take_round(self, round_number: int, *, cohort: Iterable[str], missed: Iterable[str]) -> list[str]:
+    def take_round(self, round_number: int, *, cohort: Iterable[str], missed: Iterable[str], is_lost: bool) -> list[str]:
         """Take in how a finished round's cohort did; return the nodes that are set aside from now on.
 
         A round of which nothing came from anybody says nothing of any single node: it is not taken in.
+
+        Args:
+            round_number: the round.
+            cohort: who was drawn.
+            missed: of whom nothing was aggregated, or would have been.
+            is_lost: the global model stayed as it was, although enough for a round of their own answered.
         """
         members, failed = set(cohort), set(missed)
         if failed >= members:
@@ -103,10 +113,14 @@ class Attendance:
         for node in sorted(members):
             entry = self._entry(node)
             if node not in failed:
-                entry.num_missed, entry.times_aside, entry.until_round = 0, 0, None
+                entry.num_missed, entry.until_round = 0, None
+                entry.num_useful += 1
+                if entry.num_useful >= 2**entry.times_aside:
+                    entry.times_aside = 0
                 continue
             entry.num_missed += 1
-            if entry.num_missed >= self._max_missed_rounds:
+            if is_lost or entry.num_missed >= self._max_missed_rounds:
+                entry.num_useful = 0
                 entry.until_round = round_number + 1 + min(2**entry.times_aside, MAX_ASIDE_ROUNDS)
                 entry.times_aside += 1
                 entry.is_present = entry.has_spoken = False

@@ -431,7 +431,7 @@ class Coordinator:
         )
         if self._sign is not None:
             result = self._sign(result)
-        missing = self._note_missing(current)
+        missing = self._note_missing(current, aggregated=aggregated)
         self._round = None
         is_last = current.number >= self._settings.num_rounds
         self._position = replace(
@@ -462,9 +462,11 @@ class Coordinator:
             return {}
         return {**self._position.counted, **current.counted()}
 
-    def _note_missing(self, current: OpenRound) -> list[Effect]:
+    def _note_missing(self, current: OpenRound, *, aggregated: bool) -> list[Effect]:
         """Set those aside who have failed too often; those who answer the call will be tried again."""
-        aside = self._attendance.take_round(current.number, cohort=current.members, missed=current.failed())
+        missed = current.failed()
+        is_lost = not aggregated and len(current.members) - len(missed) >= self._settings.rounds.min_nodes
+        aside = self._attendance.take_round(current.number, cohort=current.members, missed=missed, is_lost=is_lost)
         if not aside:
             return []
         self._roll_call += 1
