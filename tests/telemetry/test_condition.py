@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 
+from federation import topics
 from federation.condition import NodeCondition, RunCondition, bare_reason, condition_of_node, condition_of_run
-from federation.messages import NodeStatus, RunState
+from federation.messages import MetricPoint, MetricsReport, NodeStatus, RunState
+from fedmq.status import describe
+from fedmq.watch_state import WatchState
 
 
 def state(phase: str, reason: str = "") -> RunState:
@@ -55,3 +58,29 @@ def test_a_reason_does_not_say_the_state_again() -> None:
 def test_a_nodes_condition(online: bool, problem: str, seconds: float, condition: NodeCondition) -> None:  # noqa: FBT001 - a table
     status = NodeStatus(node="n", online=online, instance="i", problem=problem)
     assert condition_of_node(status, silent_seconds=seconds) is condition
+
+
+def test_status_and_watch_use_the_same_words() -> None:
+    failed = state("stopped", "3 rounds in a row ended below quorum")
+    ill = NodeStatus(node="n", online=True, instance="i", problem="no images")
+    messages = {str(topics.StateTopic("r")): failed.to_payload(), str(topics.StatusTopic("r", "n")): ill.to_payload()}
+    [run], [node] = describe(messages)
+    assert (run["state"], node["state"]) == ("failed", "unfit")
+    watched = WatchState(run="r")
+    for topic, payload in messages.items():
+        watched.take(topic, payload)
+    told = watched.to_json()
+    assert (told["state"]["state"], told["nodes"][0]["state"]) == ("failed", "unfit")
+    assert watched.has_ended
+
+
+def test_watch_calls_a_node_silent_that_reported_and_stopped() -> None:
+    now = 0.0
+    watched = WatchState(run="r", monotonic=lambda: now)
+    watched.take(str(topics.StatusTopic("r", "n")), NodeStatus(node="n", online=True, instance="i").to_payload())
+    now = 1000.0
+    assert watched.condition_of("n") is NodeCondition.ONLINE, "it never reported anything: its will speaks for it"
+    report = MetricsReport(node="n", points=[MetricPoint(measurement="device", time_ns=1, fields={"cpu": 0.5})])
+    watched.take(str(topics.MetricsTopic("r", "n")), report.to_payload())
+    now = 1061.0
+    assert watched.condition_of("n") is NodeCondition.SILENT
