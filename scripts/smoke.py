@@ -27,6 +27,7 @@ MODULES = {
         "cryptography",
         "waitress",
         "edge_node.node_process",
+        "fedmq.device_cli",
     ],
     "aggregator": [
         "sklearn.metrics",

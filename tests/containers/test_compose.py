@@ -83,6 +83,7 @@ def test_pi_in_a_project_of_its_own_takes_part(server: Server, tmp_path: Path) -
     images = tmp_path / "images"
     images.mkdir(mode=0o755)
     _write_few_images(images / "images.npz")
+    Image.fromarray(np.full((28, 28, 3), 128, dtype=np.uint8)).save(images / "scan.png")
     override = tmp_path / "override.yml"
     # Stands for the name service of a real network; the port is the one the server publishes on this host.
     override.write_text(f'services: {{edge-node: {{extra_hosts: ["{SERVER_NAME}:host-gateway"]}}}}\n', encoding="utf-8")
@@ -101,6 +102,8 @@ def test_pi_in_a_project_of_its_own_takes_part(server: Server, tmp_path: Path) -
         pi.compose("up", "-d", "--wait", "--wait-timeout", "120")
         assert server.stack.wait_exited("aggregator", timeout_seconds=200) == 0
         assert eventually(lambda: _get(f"http://{page}/model").get("run") == "with-pi"), pi.logs()
+        predicted = json.loads(pi.compose("exec", "-T", "edge-node", "fedmq", "predict", "/images/scan.png", "--json").stdout)
+        assert predicted["images"][0]["predictions"]
     finally:
         pi.down()
     summary = server.summary("with-pi")

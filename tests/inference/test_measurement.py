@@ -89,3 +89,16 @@ def test_no_images_is_an_error() -> None:
 def test_memory_growth_is_at_least_what_was_filled() -> None:
     growth = peak_memory_growth(lambda: np.ones(8 << 20, np.uint8))
     assert growth is None or growth >= 7 << 20
+
+
+def test_one_batch_that_had_to_wait_makes_no_engine_a_hundred_times_slower() -> None:
+    """A node trains meanwhile: the sum over a set once made a speed-up of 129 of one stalled batch."""
+    stalled = iter([0.0, 0.0, 0.5])  # the warm-up, the first batch, and the one that has to wait
+
+    def waits(_size: int) -> float:
+        return next(stalled, 0.0)
+
+    images = noise((1, 2, 2), 16)
+    contenders = [recorder("stalled", [], seconds=waits), recorder("even", [])]
+    shares = measure_share(contenders, images, batch_size=2, budget_seconds=0, max_passes=1)
+    assert shares["stalled"].seconds < 0.1
