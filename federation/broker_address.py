@@ -71,6 +71,9 @@ class BrokerAddress:
         return f"{'mqtts' if self.tls else 'mqtt'}://{f'{self.username}@' if self.username else ''}{self.host}:{self.port}"
 
 
+X509_NOT_YET_VALID, X509_EXPIRED, X509_HOST_MISMATCH = 9, 10, 62
+"""OpenSSL's verification codes (openssl-verification-options(1)) that an operator can do something about."""
+
 SESSION_TAKEN_OVER = 0x8E
 NO_SUBSCRIPTION_EXISTED = 0x11
 
@@ -87,3 +90,18 @@ REFUSALS: Mapping[int, str] = MappingProxyType(
     }
 )
 """CONNACK reason codes (MQTT 5, section 3.2.2.2) that trying again does not cure. With others we try again."""
+
+
+def explain_unreachable(address: BrokerAddress, error: Exception) -> str:
+    """Return why a broker can't be reached, as a sentence, with what to do where that is known."""
+    text = f"can't reach {address!r}: {error}"
+    if not isinstance(error, ssl.SSLCertVerificationError):
+        return text
+    advice = {
+        X509_NOT_YET_VALID: "by this device's clock the broker's certificate is not valid yet: set the clock (NTP)",
+        X509_EXPIRED: "by this device's clock the broker's certificate has expired: set the clock (NTP) if it is wrong, or renew the "
+        "certificate on the server (`fedmq init HOST --renew-server`)",
+        X509_HOST_MISMATCH: "the broker's certificate is for another name: set FEDMQ_BROKER_HOST to a name it was made for, or make one "
+        "for this name on the server (`fedmq init HOST --renew-server`)",
+    }.get(error.verify_code)
+    return f"{text}; {advice}" if advice else text

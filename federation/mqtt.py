@@ -19,7 +19,7 @@ from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from federation.broker_address import IDENTITY_TAKEN, REFUSALS, SESSION_TAKEN_OVER, BrokerAddress, TlsFiles
+from federation.broker_address import IDENTITY_TAKEN, REFUSALS, SESSION_TAKEN_OVER, BrokerAddress, TlsFiles, explain_unreachable
 from federation.mqtt_client import LastError, connect, make_client, say_goodbye, unfitness_of
 from federation.mqtt_session import Session
 from federation.network_pause import BackOff, Deadline, LinkSelector, WakeUp
@@ -179,7 +179,7 @@ class MqttTransport:
         try:
             self._open_link(clean_start=self._session.must_start_clean)
         except (OSError, ValueError) as error:
-            return f"can't reach {self._address!r}: {error}"
+            return explain_unreachable(self._address, error)
         return None
 
     def _serve(self) -> str:

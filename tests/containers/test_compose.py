@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fedmq.enrolment import add_node
 from tests.containers.conftest import SERVER_NAME, Server

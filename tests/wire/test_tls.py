@@ -8,7 +8,7 @@ import ssl
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -110,6 +110,44 @@ def test_bytes_that_tls_has_decrypted_count_as_readable(tmp_path: Path) -> None:
         assert link.recv(1) == b"b"
         assert link.pending() == 0
     wake_up.close()
+
+
+@pytest.mark.parametrize(
+    ("days", "name", "advice"),
+    [
+        (10, "localhost", "not valid yet: set the clock"),
+        (-900, "localhost", "has expired: set the clock"),
+        (0, "elsewhere.example.org", "is for another name: set FEDMQ_BROKER_HOST"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <ssl.SSLSocket")  # paho leaves a socket whose handshake failed to Python
+def test_a_certificate_that_does_not_hold_says_what_to_do(tmp_path: Path, days: int, name: str, advice: str) -> None:
+    """A Pi has no clock of its own: until it has asked the network, it may be years off."""
+    write(tmp_path / "ca", authority := create_authority("site", now=datetime.now(UTC) - timedelta(days=2000)))
+    write(tmp_path / "server", issue_server_certificate(authority, [name], now=datetime.now(UTC) + timedelta(days=days)))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "server.crt", tmp_path / "server.key")
+    events: list[TransportEvent] = []
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
+        address = BrokerAddress(host="localhost", port=server.getsockname()[1], tls=TlsFiles(ca=tmp_path / "ca.crt"))
+        transport = MqttTransport(address, client_id="clock", on_event=events.append)
+        transport.start()
+        refused = pool.submit(_shake_hands, server, context)
+        assert refused.result(30) is False
+        wait_until(lambda: bool(events))
+        transport.stop(0.0)
+    assert isinstance(events[0], Disconnected)
+    assert advice in events[0].reason
+
+
+def _shake_hands(server: socket.socket, context: ssl.SSLContext) -> bool:
+    link, _ = server.accept()
+    with link:
+        try:
+            context.wrap_socket(link, server_side=True).close()
+        except (ssl.SSLError, OSError):
+            return False
+    return True
 
 
 @pytest.mark.mosquitto
