@@ -87,6 +87,8 @@ class Participant:
         self._global_digest: str | None = None
         self._patience_seconds = 0.0
         self._problem = ""
+        self._verdict = ""
+        """What the run's state says of this node; empty where it says nothing."""
         self._num_retries = 0
         self._final: tuple[str, ModelSettings] | None = None
         self._give_up_at: float | None = None
@@ -156,7 +158,13 @@ class Participant:
         greeting = self._greet(state.epoch, state.roll_call)
         if self.phase is Phase.FINISHING:
             return greeting
-        return [*greeting, *self._follow_state(state, is_new_leader=is_new_leader, now=now)]
+        return [*greeting, *self._note_verdict(state), *self._follow_state(state, is_new_leader=is_new_leader, now=now)]
+
+    def _note_verdict(self, state: RunState) -> list[Effect]:
+        """Log why the run waits for others than this node, where it says so: its owner looks here first."""
+        verdict = next((part for part in state.reason.split("; ") if part.startswith(f"{self._node} ")), "")
+        is_new, self._verdict = verdict != self._verdict, verdict
+        return [Note(text=f"the aggregator says: {verdict}", warning=True)] if verdict and is_new else []
 
     def _greet(self, epoch: int, roll_call: int) -> list[Effect]:
         """Take a message's epoch and roll call; say again who we are where either is new to us.

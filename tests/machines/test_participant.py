@@ -107,6 +107,17 @@ def test_follows_the_coming_round_of_a_waiting_run() -> None:
     assert machine.handle(StateReceived(state=state(RUN, epoch=1, round_number=1)), 1.0) == []
 
 
+def test_node_that_sits_out_logs_why_once() -> None:
+    """A Pi whose classes are named otherwise said nothing at all in its own log."""
+    machine = Participant(node="n1")
+    verdict = "n1 sits out: its class 0 is 'basophil', this run's 'neutrophil': set FEDMQ_CLASS_NAMES on the node to the run's classes"
+    reason = f"waiting for nodes: 1 of at least 2 are fit; n0 offline; {verdict}"
+    waiting = state(RUN, epoch=1, round_number=0, phase="waiting").model_copy(update={"reason": reason})
+    notes = [effect for effect in machine.handle(StateReceived(state=waiting), 0.0) if isinstance(effect, Note)]
+    assert notes == [Note(text=f"the aggregator says: {verdict}", warning=True)]
+    assert machine.handle(StateReceived(state=waiting), 1.0) == []
+
+
 def test_trains_uploads_deploys_and_follows_the_next_round() -> None:
     machine = following()
     assert machine.handle(PlanReceived(plan=plan()), 1.0) == []
