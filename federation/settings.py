@@ -16,10 +16,8 @@ from typing import Annotated, Any, Literal, TypeAlias, get_args
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     Discriminator,
     Field,
-    SerializeAsAny,
     StringConstraints,
     Tag,
     ValidationError,
@@ -27,12 +25,12 @@ from pydantic import (
 )
 
 from federation.errors import SettingsError
-from federation.learning.algorithms import Algorithm, algorithm_class, check_method
+from federation.learning.algorithms import METHOD_SETTINGS, Algorithm, algorithm_class
 from federation.learning.algorithms.fedavg import FedAvg
-from federation.learning.codecs import Codec, check_codec
+from federation.learning.codecs import CODEC_SETTINGS, Codec
 from federation.learning.codecs.float32 import Float32
 from federation.recipes import RecipeName, with_recipe
-from federation.setting_types import Settings
+from federation.setting_types import ChosenByName, Settings
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 """A run's or node's name: fits one topic level, one certificate CN and one file name."""
@@ -173,10 +171,10 @@ class TrainingSettings(Settings):
         return self
 
 
-MethodSettings: TypeAlias = Annotated[SerializeAsAny[Algorithm.Settings], BeforeValidator(check_method)]
+MethodSettings: TypeAlias = Annotated[Algorithm.Settings, ChosenByName(METHOD_SETTINGS, default="fedavg")]
 """How nodes train and how updates become the next global model: a method's name and its own settings (docs/methods.md)."""
 
-CodecSettings: TypeAlias = Annotated[SerializeAsAny[Codec.Settings], BeforeValidator(check_codec)]
+CodecSettings: TypeAlias = Annotated[Codec.Settings, ChosenByName(CODEC_SETTINGS, default="float32")]
 """How updates travel: a codec's name and its own settings."""
 
 

@@ -19,6 +19,7 @@ from federation.setting_types import describe_settings_error
 
 __all__ = [
     "ALGORITHMS",
+    "METHOD_SETTINGS",
     "Algorithm",
     "NodeState",
     "Trained",
@@ -40,6 +41,8 @@ ALGORITHMS: Mapping[str, type[Algorithm]] = {
     "scaffold": Scaffold,
 }
 """Every method by the name a run file calls it."""
+
+METHOD_SETTINGS: Mapping[str, type[Algorithm.Settings]] = {name: kind.Settings for name, kind in ALGORITHMS.items()}
 
 
 def algorithm_class(name: str) -> type[Algorithm]:

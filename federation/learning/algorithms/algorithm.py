@@ -12,9 +12,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol, TypeAlias
+from typing import Annotated, ClassVar, Literal, Protocol, TypeAlias
 
 import numpy as np
+from pydantic import Field
 
 from federation.errors import LocalProtocolError
 from federation.learning.sets import MODEL, Sets, TensorSet
@@ -23,6 +24,9 @@ from federation.setting_types import Settings as StrictSettings
 
 NodeState: TypeAlias = MutableMapping[str, TensorSet]
 """What a method keeps on one node, by name; what is set counts from the moment the update it belongs to does."""
+
+
+MethodName = Annotated[str, Field(min_length=1, max_length=128)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +109,7 @@ class Algorithm(ABC):
     class Settings(StrictSettings):
         """What a run file may say under `[method]`."""
 
-        name: str
+        name: MethodName
 
     down: ClassVar[tuple[str, ...]] = (MODEL,)
     """The sets that nodes are sent; further sets of `start` stay on the server, beside the global model."""

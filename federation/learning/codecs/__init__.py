@@ -16,10 +16,23 @@ from federation.learning.codecs.int8 import Int8
 from federation.learning.codecs.topk import TopK
 from federation.setting_types import describe_settings_error
 
-__all__ = ["CODECS", "Codec", "build_codec", "check_codec", "decode_sets", "encode_sets", "flatten", "unflatten", "wire_signature"]
+__all__ = [
+    "CODECS",
+    "CODEC_SETTINGS",
+    "Codec",
+    "build_codec",
+    "check_codec",
+    "decode_sets",
+    "encode_sets",
+    "flatten",
+    "unflatten",
+    "wire_signature",
+]
 
 CODECS: Mapping[str, type[Codec]] = {"float16": Float16, "float32": Float32, "int8": Int8, "topk": TopK}
 """Every codec by the name a run file calls it."""
+
+CODEC_SETTINGS: Mapping[str, type[Codec.Settings]] = {name: kind.Settings for name, kind in CODECS.items()}
 
 
 def check_codec(values: object) -> Codec.Settings:
