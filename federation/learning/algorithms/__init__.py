@@ -11,6 +11,7 @@ from federation.errors import SettingsError
 from federation.learning.algorithms.algorithm import Algorithm, NodeState, Trained, Trainer, Update, Upload, mean
 from federation.learning.algorithms.fedadam import FedAdam
 from federation.learning.algorithms.fedavg import FedAvg
+from federation.learning.algorithms.fedavgm import FedAvgM
 from federation.learning.algorithms.fedmedian import FedMedian
 from federation.learning.algorithms.fedper import FedPer
 from federation.learning.algorithms.fedprox import FedProx
@@ -35,6 +36,7 @@ __all__ = [
 ALGORITHMS: Mapping[str, type[Algorithm]] = {
     "fedadam": FedAdam,
     "fedavg": FedAvg,
+    "fedavgm": FedAvgM,
     "fedmedian": FedMedian,
     "fedper": FedPer,
     "fedprox": FedProx,

@@ -17,10 +17,8 @@ import numpy as np
 from pydantic import Field
 
 from federation.learning.algorithms.algorithm import Algorithm, NodeState, Trainer, Update, mean
+from federation.learning.algorithms.batch_norm import with_averaged_statistics
 from federation.learning.sets import Sets, TensorSet
-
-STATISTICS = ("running_mean", "running_var")
-"""BatchNorm's statistics, by the ends of their names: averaged, for an adaptive step could make a variance negative."""
 
 
 class FedAdam(Algorithm):
@@ -49,12 +47,10 @@ class FedAdam(Algorithm):
         return trained.update(model=trained.model)
 
     def aggregate(self, sets: Sets, updates: Sequence[Update]) -> Sets:
-        """Return the sets after one step of the server's optimiser."""
+        """Return the sets after one step of the server's optimiser; statistics of batch normalisation are averaged."""
         settings, model, average = self.settings, sets["model"], mean(updates, "model", weights="examples")
         delta = average - model
         momentum = sets["momentum"] * settings.beta1 + delta * (1 - settings.beta1)
         variance = sets["variance"] * settings.beta2 + delta * delta * (1 - settings.beta2)
-        adapted = model + momentum * settings.server_learning_rate / variance.map(lambda values: np.sqrt(values) + settings.tau)
-        statistics = [name for name in model if name.endswith(STATISTICS)]
-        weights = [name for name in model if not name.endswith(STATISTICS)]
-        return Sets({"model": adapted.only(weights).joined(average.only(statistics)), "momentum": momentum, "variance": variance})
+        stepped = model + momentum * settings.server_learning_rate / variance.map(lambda values: np.sqrt(values) + settings.tau)
+        return Sets({"model": with_averaged_statistics(stepped, average), "momentum": momentum, "variance": variance})
