@@ -15,6 +15,7 @@ from federation.learning.algorithms.fedavgm import FedAvgM
 from federation.learning.algorithms.fedmedian import FedMedian
 from federation.learning.algorithms.fedper import FedPer
 from federation.learning.algorithms.fedprox import FedProx
+from federation.learning.algorithms.fedyogi import FedYogi
 from federation.learning.algorithms.scaffold import Scaffold
 from federation.setting_types import describe_settings_error
 
@@ -40,6 +41,7 @@ ALGORITHMS: Mapping[str, type[Algorithm]] = {
     "fedmedian": FedMedian,
     "fedper": FedPer,
     "fedprox": FedProx,
+    "fedyogi": FedYogi,
     "scaffold": Scaffold,
 }
 """Every method by the name a run file calls it."""
