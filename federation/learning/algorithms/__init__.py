@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from federation.errors import SettingsError
 from federation.learning.algorithms.algorithm import Algorithm, NodeState, Trained, Trainer, Update, Upload, mean
+from federation.learning.algorithms.fedadagrad import FedAdagrad
 from federation.learning.algorithms.fedadam import FedAdam
 from federation.learning.algorithms.fedavg import FedAvg
 from federation.learning.algorithms.fedavgm import FedAvgM
@@ -35,6 +36,7 @@ __all__ = [
 ]
 
 ALGORITHMS: Mapping[str, type[Algorithm]] = {
+    "fedadagrad": FedAdagrad,
     "fedadam": FedAdam,
     "fedavg": FedAvg,
     "fedavgm": FedAvgM,
