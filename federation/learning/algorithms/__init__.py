@@ -14,6 +14,7 @@ from federation.learning.algorithms.fedadam import FedAdam
 from federation.learning.algorithms.fedavg import FedAvg
 from federation.learning.algorithms.fedavgm import FedAvgM
 from federation.learning.algorithms.fedmedian import FedMedian
+from federation.learning.algorithms.fednova import FedNova
 from federation.learning.algorithms.fedper import FedPer
 from federation.learning.algorithms.fedprox import FedProx
 from federation.learning.algorithms.fedyogi import FedYogi
@@ -41,6 +42,7 @@ ALGORITHMS: Mapping[str, type[Algorithm]] = {
     "fedavg": FedAvg,
     "fedavgm": FedAvgM,
     "fedmedian": FedMedian,
+    "fednova": FedNova,
     "fedper": FedPer,
     "fedprox": FedProx,
     "fedyogi": FedYogi,
