@@ -28,7 +28,11 @@ from tests.strategies.quadratic import QuadraticTrainer, held
 
 NUM_ROUNDS = 4
 
-SETTINGS: Mapping[str, dict[str, Any]] = {"fedper": {"personal_layers": ["bias"]}, "fedadam": {"server_learning_rate": 0.1}}
+SETTINGS: Mapping[str, dict[str, Any]] = {
+    "fedadam": {"server_learning_rate": 0.1},
+    "feddyn": {"alpha": 2.0},
+    "fedper": {"personal_layers": ["bias"]},
+}
 
 CASES: tuple[tuple[str, str], ...] = (
     *((method, "float32") for method in sorted(ALGORITHMS)),
