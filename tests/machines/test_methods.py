@@ -30,6 +30,7 @@ NUM_ROUNDS = 4
 
 SETTINGS: Mapping[str, dict[str, Any]] = {
     "fedadam": {"server_learning_rate": 0.1},
+    "fedbn": {"personal_layers": ["bias"]},
     "feddyn": {"alpha": 2.0},
     "fedper": {"personal_layers": ["bias"]},
 }

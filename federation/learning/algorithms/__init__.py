@@ -13,6 +13,7 @@ from federation.learning.algorithms.fedadagrad import FedAdagrad
 from federation.learning.algorithms.fedadam import FedAdam
 from federation.learning.algorithms.fedavg import FedAvg
 from federation.learning.algorithms.fedavgm import FedAvgM
+from federation.learning.algorithms.fedbn import FedBN
 from federation.learning.algorithms.feddyn import FedDyn
 from federation.learning.algorithms.fedmedian import FedMedian
 from federation.learning.algorithms.fednova import FedNova
@@ -42,6 +43,7 @@ ALGORITHMS: Mapping[str, type[Algorithm]] = {
     "fedadam": FedAdam,
     "fedavg": FedAvg,
     "fedavgm": FedAvgM,
+    "fedbn": FedBN,
     "feddyn": FedDyn,
     "fedmedian": FedMedian,
     "fednova": FedNova,
