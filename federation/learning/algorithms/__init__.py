@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from federation.errors import SettingsError
 from federation.learning.algorithms.algorithm import Algorithm, NodeState, Trained, Trainer, Update, Upload, mean
+from federation.learning.algorithms.ditto import Ditto
 from federation.learning.algorithms.fedadagrad import FedAdagrad
 from federation.learning.algorithms.fedadam import FedAdam
 from federation.learning.algorithms.fedavg import FedAvg
@@ -39,6 +40,7 @@ __all__ = [
 ]
 
 ALGORITHMS: Mapping[str, type[Algorithm]] = {
+    "ditto": Ditto,
     "fedadagrad": FedAdagrad,
     "fedadam": FedAdam,
     "fedavg": FedAvg,
