@@ -52,6 +52,12 @@ EVERYTHING_IS_TOLD_TO_END = [
     Fault(kind="terminate", part="node-1", step="received:global-chunk:2"),
     Fault(kind="terminate", part="node-2", step="received:ack:1"),
 ]
+POWER_FAILS = [
+    Fault(kind="power cut", part="node-0", round_number=2, wait_seconds=0.3),
+    Fault(kind="server's power cut", round_number=2, wait_seconds=0.1, seconds=0.3),
+    Fault(kind="server's power cut", round_number=4, wait_seconds=0.0, seconds=0.3),
+    Fault(kind="broker wiped", round_number=3, wait_seconds=0.1, seconds=0.3),
+]
 LINKS_FAIL = [
     Fault(kind="half-open", part="node-0", round_number=1, wait_seconds=0.05, seconds=3.0),
     Fault(kind="deaf", part="node-1", round_number=2, wait_seconds=0.05, seconds=3.0),
@@ -67,6 +73,7 @@ LINKS_FAIL = [
     [
         pytest.param(EVERYTHING_DIES_ONCE, id="everything dies once"),
         pytest.param(EVERYTHING_IS_TOLD_TO_END, id="everything is told to end"),
+        pytest.param(POWER_FAILS, id="power fails"),
         pytest.param(LINKS_FAIL, id="links fail"),
     ],
 )
