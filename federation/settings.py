@@ -57,6 +57,7 @@ class DataSettings(Settings):
     """Which images: a known name (`fedmq data list`), an `.npz` file, or a folder of class sub-folders."""
 
     name: Annotated[str, StringConstraints(min_length=1, max_length=500)] = "bloodmnist"
+    """A known name, a name in the folder of FEDMQ_DATA_DIR, or a path."""
     size: Literal[28, 64, 128, 224] = 28
     """Image height and width in pixels (MedMNIST+ comes in all four; a folder's images are resized to it)."""
     class_names: ClassNames = Field(default_factory=list)
@@ -67,12 +68,15 @@ class PartitionSettings(Settings):
     """How a data set is dealt to simulated nodes. A real node brings its own data and ignores this."""
 
     scheme: Literal["iid", "dirichlet", "shards", "quantity"] = "dirichlet"
+    """`iid`: every node has the same mix. `dirichlet`: skewed classes. `shards`: a few classes a node. `quantity`: unequal sizes."""
     num_nodes: Annotated[int, Field(ge=1, le=10_000)] = 3
+    """How many nodes there are."""
     alpha: Annotated[float, Field(gt=0, le=1e6)] = 0.5
     """Dirichlet concentration (`dirichlet`: of classes over nodes, `quantity`: of sizes). Smaller is more skewed."""
     classes_per_node: Annotated[int, Field(ge=1, le=1000)] = 2
     """`shards` only: how many classes one node holds."""
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 42
+    """Of the dealing alone: two runs that differ in the run's own seed train on the same parts."""
     validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Share of each node's examples kept for local validation, stratified by class."""
 
@@ -81,6 +85,7 @@ class ModelSettings(Settings):
     """Which network; its input channels, image size and classes come from the data."""
 
     name: Literal["simple_cnn", "mnist_cnn", "resnet18"] = "simple_cnn"
+    """`simple_cnn` is the thesis's, 0.4 MB; `mnist_cnn` smaller to compute; `resnet18` a hundred times as large."""
 
 
 class AugmentationSettings(Settings):
@@ -122,12 +127,17 @@ class TrainingSettings(Settings):
     """Local training. Every default is the thesis's recipe."""
 
     local_epochs: Annotated[int, Field(ge=1, le=1000)] = 5
+    """How often a node goes through its images in one round. More saves rounds, and lets the nodes' models drift apart."""
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = 16
+    """Images a step. Larger is faster; raise the learning rate with it."""
     learning_rate: Annotated[float, Field(gt=0, le=100)] = 0.001
+    """Length of a step, before the schedule. The first thing to raise where accuracy creeps, to lower where the loss jumps."""
     optimiser: Literal["sgd", "adamw"] = "sgd"
+    """`adamw` wants a learning rate a tenth as high."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """`sgd` only."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Pull of every weight towards 0; some where a model learns its training images by heart."""
     schedule: Literal["step", "cosine", "constant"] = "step"
     """How the learning rate falls over the rounds."""
     warmup_rounds: Annotated[int, Field(ge=0, le=1_000_000)] = 0
@@ -135,9 +145,11 @@ class TrainingSettings(Settings):
     lr_step_rounds: Annotated[int, Field(ge=1, le=1_000_000)] = 10
     """`step` only: the learning rate is multiplied by `lr_gamma` after every so many rounds."""
     lr_gamma: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """`step` only: by this."""
     max_grad_norm: Annotated[float, Field(ge=0, le=1e6)] = 1.0
     """Gradient clipping by total norm; 0 turns it off."""
     loss: Literal["cross_entropy", "balanced_softmax", "focal"] = "cross_entropy"
+    """What training minimises. `balanced_softmax` where rare classes are missed; `focal` where easy images drown the hard ones."""
     class_weighted_loss: bool = True
     """Loss weighted per node by n_k / (C * c_i), 0 for a class the node lacks. `balanced_softmax` balances by itself: false."""
     logit_adjustment: Annotated[float, Field(gt=0, le=10)] = 1.0
@@ -215,10 +227,13 @@ class RoundSettings(Settings):
     participation: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the online nodes drawn into each round's cohort, by (seed, round)."""
     min_nodes: Annotated[int, Field(ge=1, le=10_000)] = 2
+    """A round opens when so many nodes are online."""
     quorum: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the cohort whose updates must be accepted. 1.0 repeats bit for bit whatever fails meanwhile."""
     grace_seconds: Annotated[float, Field(ge=0, le=7 * SECONDS_PER_DAY)] = 60.0
+    """How long a round stays open after its quorum is reached, for those who are nearly done."""
     deadline_seconds: Annotated[float, Field(gt=0, le=7 * SECONDS_PER_DAY)] = 900.0
+    """After so long a round closes whatever has come. Longer than the slowest device takes to train and send."""
     max_failed_rounds: Annotated[int, Field(ge=1, le=10_000)] = 5
     """The run stops with an error after so many rounds below quorum in a row."""
     max_missed_rounds: Annotated[int, Field(ge=1, le=10_000)] = 2
@@ -235,10 +250,13 @@ class RunSettings(Settings):
     """A whole run file."""
 
     run: Name = "demo"
+    """The run's name: of its topics on the broker and of its folder. Each run on one broker needs its own."""
     mode: Literal["federated", "centralised"] = "federated"
     """`centralised` trains the same recipe on all training data in one place, as the baseline."""
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
+    """Everything random follows from it: the same file and seed give the same model, bit for bit."""
     num_rounds: Annotated[int, Field(ge=1, le=1_000_000)] = 20
+    """How many rounds are trained."""
     recipe: RecipeName = "thesis"
     """Which values of `training` hold where this file says none: `thesis` or `best`."""
     data: DataSettings = DataSettings()

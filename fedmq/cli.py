@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from fedmq.blame import blame
+from fedmq.check_command import check
 from fedmq.control import pause, recover, resume, stop
 from fedmq.data_command import data_app
 from fedmq.doctor import doctor
@@ -40,7 +41,7 @@ app.add_typer(metrics_app, name="metrics")
 app.add_typer(node_app, name="node")
 app.command("init")(app_init)
 COMMANDS = (
-    *(backup, blame, demo, doctor, export, pause, predict, recover, replay),
+    *(backup, blame, check, demo, doctor, export, pause, predict, recover, replay),
     *(report, restore, resume, rounds, run, simulate, status, stop, watch),
 )
 for command in COMMANDS:

@@ -30,6 +30,7 @@ class FedAvgM(Algorithm):
         momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
         """With 0.5 the steps of a long run are twice FedAvg's; the paper's 0.9, ten times, wants many rounds or a lower learning rate."""
         server_learning_rate: Annotated[float, Field(gt=0, le=100)] = 1.0
+        """What the momentum is multiplied by; 1 takes it whole."""
 
     settings: Settings
 

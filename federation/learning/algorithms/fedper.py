@@ -26,6 +26,7 @@ class FedPer(Algorithm):
 
         name: Literal["fedper"] = "fedper"
         personal_layers: LayerNames = Field(default_factory=lambda: ["output"])
+        """By name as the network names them: `output` means `output.weight` and `output.bias`."""
 
     settings: Settings
     keeps_node_state: ClassVar = True

@@ -29,8 +29,11 @@ class FedYogi(Algorithm):
 
         name: Literal["fedyogi"] = "fedyogi"
         server_learning_rate: Annotated[float, Field(gt=0, le=100)] = 0.01
+        """Length of the server's step."""
         beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+        """How much of the past rounds' mean step is kept."""
         beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
+        """How much of the past rounds' mean square is."""
         tau: Annotated[float, Field(gt=0, le=1)] = 0.001
         """How adaptive: the smaller, the more a weight's step depends on its own past. All four as in the paper's section 5."""
 

@@ -28,6 +28,7 @@ class Scaffold(Algorithm):
 
         name: Literal["scaffold"] = "scaffold"
         server_learning_rate: Annotated[float, Field(gt=0, le=100)] = 1.0
+        """What the mean change is multiplied by; 1 takes it whole."""
 
     settings: Settings
     down: ClassVar = ("model", "control")

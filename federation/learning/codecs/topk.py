@@ -39,6 +39,7 @@ class TopK(Codec):
         share: Annotated[float, Field(ge=0.004, le=1)] = 0.05
         """Of each tensor's values, rounded up; at least 1 in 256."""
         values: Literal["int8", "float32"] = "int8"
+        """How the values that are sent travel."""
 
     settings: Settings
     error_feedback: ClassVar = True
