@@ -54,6 +54,7 @@ from aggregator.events import (
 from aggregator.open_round import LATE, Member, OpenRound, UpdateEvent, ack_of
 from aggregator.roster import Roster
 from aggregator.round_messages import fleet_size, plan_of, result_of, state_of
+from aggregator.setback import best_accuracy, setback_of
 from federation.messages import Evaluation, RoundPlan, RoundResult, RunState
 from federation.settings import MIN_PRIVATE_NODES, RunSettings
 
@@ -329,7 +330,19 @@ class Coordinator:
     def _on_evaluated(self, event: EvaluationFinished, now: float) -> list[Effect]:
         if self.phase is not Phase.EVALUATING or self._round is None or event.round_number != self._round.number:
             return []
-        return self._finish_round(self._round, aggregated=True, evaluation=event.evaluation, now=now)
+        current = self._round
+        if current.setback is None:
+            current.setback = setback_of(
+                event.evaluation,
+                best_accuracy=self._position.best_accuracy,
+                num_classes=self._expectation.num_classes,
+                settings=self._settings.protection,
+            )
+            if current.setback is not None:
+                self.phase = Phase.AGGREGATING
+                fall = f"accuracy={current.setback.accuracy:.4f} best={current.setback.best_accuracy:.4f}"
+                return [Note(text=f"round={current.number} setback {fall}; looking for the node", warning=True), self._aggregation(current)]
+        return self._finish_round(current, aggregated=True, evaluation=event.evaluation, now=now)
 
     def _on_time_passed(self, now: float) -> list[Effect]:
         if self.phase is Phase.STARTING and self._started_at is not None and now >= self._started_at + START_SECONDS:
@@ -408,22 +421,23 @@ class Coordinator:
         if not current.is_due(now):
             return []
         effects = [*current.close(now), LeaveRound(round_number=current.number)]
-        accepted = current.accepted()
-        if len(accepted) >= current.quorum:
+        if len(current.accepted()) >= current.quorum:
             self.phase = Phase.AGGREGATING
-            declared = {node: number for node, number in self._roster.declared().items() if node in current.members}
-            current.declared = declared
-            aggregate = Aggregate(
-                round_number=current.number,
-                nodes=tuple(accepted),
-                declared=declared,
-                min_updates=current.least,
-                num_nodes=fleet_size(len(current.members), self._settings.rounds),
-            )
-            return [*effects, aggregate]
+            current.declared = {node: number for node, number in self._roster.declared().items() if node in current.members}
+            return [*effects, self._aggregation(current)]
         effects.append(Note(text=f"round={current.number} below quorum: the global model stays", warning=True))
         current.next_global_digest = self._position.global_digest
         return [*effects, *self._finish_round(current, aggregated=False, evaluation=None, now=now)]
+
+    def _aggregation(self, current: OpenRound) -> Aggregate:
+        return Aggregate(
+            round_number=current.number,
+            nodes=tuple(current.accepted()),
+            declared=current.declared,
+            min_updates=current.least,
+            num_nodes=fleet_size(len(current.members), self._settings.rounds),
+            setback=current.setback,
+        )
 
     def _finish_round(self, current: OpenRound, *, aggregated: bool, evaluation: Evaluation | None, now: float) -> list[Effect]:
         result = result_of(
@@ -445,6 +459,7 @@ class Coordinator:
             state_digest=current.next_state_digest if aggregated else self._position.state_digest,
             counted=self._counted(current) if aggregated else self._position.counted,
             elapsed_seconds=0.0,
+            best_accuracy=best_accuracy([result], self._position.best_accuracy),
         )
         effects: list[Effect] = [PublishResult(result=result), *missing]
         if self._position.failed_rounds >= self._settings.rounds.max_failed_rounds:

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 
 from aggregator.protection import Contribution
 from federation.errors import RejectReason
-from federation.messages import Control, Evaluation, LocalMetrics, NodeStatus, RoundPlan, RoundResult, RunState
+from federation.messages import Control, Evaluation, LocalMetrics, NodeStatus, RoundPlan, RoundResult, RunState, Setback
 
 # --- events -----------------------------------------------------------------------------------
 
@@ -255,6 +255,8 @@ class Aggregate:
     """How many examples each node has, as far as its status said."""
     min_updates: int
     """So many must be left by the protection."""
+    setback: Setback | None = None
+    """What the model made of all updates shows: it is made again without those that are to blame."""
     num_nodes: int
     """About how many nodes the cohort was drawn from."""
 
@@ -319,6 +321,8 @@ class Position:
     """Node -> the digest of its newest update that was aggregated; empty where nothing is kept on nodes."""
     elapsed_seconds: float = 0.0
     """How long the open round has been open."""
+    best_accuracy: float | None = None
+    """Of the run's global models on the server's images; None before the first, or where there are none."""
 
 
 Effect: TypeAlias = (

@@ -19,7 +19,7 @@ from aggregator.events import (
 )
 from aggregator.protection import Contribution
 from federation.errors import RejectReason
-from federation.messages import NodeOutcome
+from federation.messages import NodeOutcome, Setback
 from federation.settings import RoundSettings
 
 SETTLE_SECONDS = 1.0
@@ -70,6 +70,8 @@ class OpenRound:
     diagnostics: dict[str, float] = field(default_factory=dict)
     declared: Mapping[str, int] = field(default_factory=dict)
     """How many examples each member said it had, when the round closed."""
+    setback: Setback | None = None
+    """What the first model made of its updates showed, if it was far worse than the run's best."""
 
     @property
     def quorum(self) -> int:
@@ -176,6 +178,7 @@ class OpenRound:
             member = self.members[contribution.node]
             if member.outcome is None:
                 continue
+            before = member.outcome.protection
             member.outcome = member.outcome.model_copy(
                 update={
                     "declared_examples": self.declared.get(contribution.node),
@@ -184,7 +187,7 @@ class OpenRound:
                     "protection": contribution.reason[:500],
                 }
             )
-            if contribution.reason:
+            if contribution.reason and contribution.reason[:500] != before:
                 effects.append(Note(text=f"round={self.number} node={contribution.node} {contribution.reason}", warning=True))
         return effects
 

@@ -19,6 +19,7 @@ from aggregator.recorded_round import Link, RecordChecker
 from aggregator.replay import End, Ending, Replay
 from aggregator.retention import Retention, measure
 from aggregator.round_folder import RoundFolder, read_payload
+from aggregator.setback import best_accuracy
 from federation import topics
 from federation.codec import FileParams, file_digest
 from federation.errors import ArchiveError, CheckpointError, RemoteProtocolError
@@ -105,6 +106,7 @@ def recover(run: str, broker: BrokerRounds, *, state_dir: Path, out_dir: Path, t
         failed_rounds=_trailing_failures(results),
         finished=finished and number > newest,
         counted=_counted(results) if keeps_node_state(settings) else {},
+        best_accuracy=best_accuracy(results),
     )
     _summarise(results, settings, out_dir)
     store.save(position, now_ns=now_ns)

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from aggregator.probation import TOLERANCE, leave_out, nodes_on_probation
-from aggregator.protection import Contribution, protect
+from aggregator.protection import Contribution, Protected, protect
 from aggregator.recorded_round import Link, RecordChecker, RecordedRound, RecordError
 from aggregator.round_folder import RoundFolder
+from aggregator.setback import max_culprits
 from federation.codec import FileParams, write_params
 from federation.errors import ArchiveError, SettingsError
 from federation.learning.algorithms import Algorithm, build_algorithm
@@ -247,6 +248,7 @@ class Replay:
         if any(stated.get(update.node) == 0 for update in protected.updates):
             suspects = nodes_on_probation(protected, down=down, uploads=algorithm.up, settings=record.plan.protection, tolerance=TOLERANCE)
             protected = leave_out(protected, [node for node in suspects if stated.get(node) == 0])
+            protected = _without_culprits(record, protected, stated, is_recorded=not change.without)
         if len(protected.updates) < algorithm.min_updates:
             return nothing
         following = algorithm.aggregate(sets, protected.updates)
@@ -302,6 +304,17 @@ def _written(sets: Sets, path: Path) -> tuple[Sets, str]:
     tensors = flatten(sets)
     digest = write_params(path, tensors, signature=tensors.signature, durable=False)
     return sets_of(FileParams(path), tensors.signature), digest
+
+
+def _without_culprits(record: RecordedRound, protected: Protected, stated: Mapping[str, int | None], *, is_recorded: bool) -> Protected:
+    """Leave out whom the result of a round with a setback says was left out: there are no images here to find out anew."""
+    culprits = [update.node for update in protected.updates if stated.get(update.node) == 0]
+    if record.result.setback is None or not culprits:
+        return protected
+    if is_recorded and len(culprits) > max_culprits(len(protected.updates)):
+        detail = f"it leaves out {len(culprits)} of {len(protected.updates)} updates for a setback: fewer than half may be"
+        raise RecordError(record.result.round_number, "result.json", detail)
+    return leave_out(protected, culprits)
 
 
 def _check_contributions(record: RecordedRound, contributions: Sequence[Contribution]) -> None:

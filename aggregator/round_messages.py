@@ -84,6 +84,7 @@ def result_of(
         next_global_digest=current.next_global_digest,
         outcomes=outcomes,
         evaluation=evaluation,
+        setback=current.setback,
         accepted=counts["accepted"],
         rejected=counts["rejected"],
         discarded=counts["discarded"] + current.num_duplicates,

@@ -45,6 +45,7 @@ from aggregator.publisher import Publisher
 from aggregator.reader import MessageReader
 from aggregator.record import RunRecord
 from aggregator.round_keeper import RoundKeeper, RoundsArchived
+from aggregator.setback import leave_out_culprits, unexplained
 from aggregator.updates import UpdateCollector
 from federation import topics
 from federation.clock import Clock
@@ -472,6 +473,14 @@ class AggregatorService:
                 settings=self._protection,
                 min_updates=effect.min_updates,
             )
+            if effect.setback is not None:
+                found = leave_out_culprits(protected, effect.setback, lambda chosen: evaluate(aggregate(chosen)))
+                if found is protected:
+                    return refused(detail=unexplained(effect.setback))
+                protected = found
+                if (num_left := len(protected.updates)) < effect.min_updates:
+                    detail = f"without those that spoil it {num_left} updates are left, {effect.min_updates} are needed"
+                    return refused(contributions=protected.contributions, detail=detail)
             digest, state_digest = self._store.write_sets(aggregate(protected.updates), algorithm.down)
         except CodecError as error:
             return refused(detail=f"the new global model can't be used: {error}")

@@ -310,6 +310,19 @@ class NodeOutcome(BaseModel):
     metrics: LocalMetrics | None = None
 
 
+class Setback(BaseModel):
+    """A round's first model was far worse on the server's images than the best of the run. Accuracies are shares in [0, 1]."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    accuracy: Number
+    """Of the model made of all updates that passed the protection's bounds."""
+    best_accuracy: Number
+    """Of the run's models before."""
+    least_accuracy: Number
+    """That the round's model had to have."""
+
+
 class RoundResult(Message):
     """What became of one round; each names the previous one's digest, which makes the rounds a hash chain."""
 
@@ -328,6 +341,8 @@ class RoundResult(Message):
     outcomes: Annotated[list[NodeOutcome], Field(max_length=10_000)]
     evaluation: Evaluation | None
     """Of the next global model on the test set."""
+    setback: Setback | None = None
+    """Why updates within the protection's bounds were left out, or the model stayed as it was; None where it did not come to that."""
     accepted: Count
     rejected: Count
     discarded: Count

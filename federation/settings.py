@@ -214,6 +214,9 @@ class ProtectionSettings(Settings):
     """Likewise one whose step has a smaller cosine with the sum of the others' steps."""
     max_harm: Annotated[float, Field(ge=0, le=1)] = 0.05
     """An update on probation is left out where the model without it has so much more accuracy there."""
+    max_setback: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """A new global model may lose so much accuracy there against the run's best: else the updates that made it so are left out, or the
+    model stays as it was. 0 turns it off."""
 
 
 class RoundSettings(Settings):

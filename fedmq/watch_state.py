@@ -128,6 +128,8 @@ class WatchState:
         body.add_row(line)
         body.add_row(ProgressBar(total=state.num_rounds, completed=done, width=60))
         body.add_row(f"accuracy {sparkline(scores)}")
+        if self.results and (told := setback_sentence(self.results[done])):
+            body.add_row(Text(told, style="red"))
         return Panel(body, title=f"FedMQ: run {self.run}", border_style=colour)
 
     def _rounds(self) -> RenderableType:
@@ -204,6 +206,16 @@ class WatchState:
 def sparkline(values: Sequence[float]) -> str:
     """Return shares as a line of bars, the last sixty."""
     return "".join(BARS[min(len(BARS) - 1, max(0, int(value * len(BARS))))] for value in values[-60:])
+
+
+def setback_sentence(result: RoundResult) -> str:
+    """Return what an operator is told of a round's setback; empty where it had none."""
+    if result.setback is None:
+        return ""
+    fall = f"round {result.round_number}: setback to {result.setback.accuracy:.4f}, the best was {result.setback.best_accuracy:.4f}"
+    left_out = [outcome.node for outcome in result.outcomes if outcome.weight == 0]
+    whom = f"left out: {', '.join(left_out)}" if left_out else "nobody found"
+    return f"{fall}; {whom}" if result.aggregated else f"{fall}; {whom}: the model stays"
 
 
 def _counted(count: int, style: str) -> Text:

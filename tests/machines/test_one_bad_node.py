@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from aggregator.archive import Archive
+from aggregator.blame import blame
 from aggregator.replay import Replay, WhatIf
 from edge_node.work import LocalUpdate
 from federation.learning.algorithms import NodeState
@@ -18,6 +19,7 @@ from federation.messages import Evaluation, RoundPlan
 from federation.params import Params
 from tests.machines.federation_pair import ArithmeticLearner, FederationPair
 from tests.machines.test_federation import expected_digest, results
+from tests.replay.test_recovery import recover_pair
 
 
 class Poisoner(ArithmeticLearner):
@@ -104,6 +106,77 @@ def test_an_update_that_makes_the_model_worse_is_left_out_and_replay_agrees(tmp_
     assert "node=n3 set aside" in caplog.text
     replay = Replay("pair", Archive(tmp_path / "out" / "rounds"))
     assert len(list(replay.verify([1, 2, 3, 4, 5]))) == 5
+
+
+class Sleeper(ArithmeticLearner):
+    """Trains as the others do for two rounds; then it moves the bias far the other way, within the size and the angle allowed."""
+
+    def train(self, plan: RoundPlan, sets: Sets, kept: NodeState, should_stop: Callable[[], bool]) -> LocalUpdate:
+        """Return an update that is honest but for a few of its values."""
+        update = super().train(plan, sets, kept, should_stop)
+        trained = update.sets["model"]
+        if plan.round_number < 3:
+            return update
+        return dataclasses.replace(update, sets=Sets({"model": {"weight": trained["weight"], "bias": trained["bias"] - np.float32(30)}}))
+
+
+def accuracy_of_many_images(params: Params) -> Evaluation:
+    accuracy = float(np.clip(np.mean(params["bias"]) / 20.0 + 0.85, 0.0, 1.0))
+    return accuracy_of_bias(params).model_copy(update={"num_examples": 10_000, "accuracy": accuracy, "loss": 1.0 - accuracy})
+
+
+def pair_with_sleeper(folder: Path, **protection: float) -> FederationPair:
+    pair = FederationPair(folder, num_nodes=4, num_rounds=5, min_nodes=3, score=accuracy_of_many_images, protection=protection)
+    pair.learners["n3"] = Sleeper("n3")
+    pair.start()
+    return pair
+
+
+def test_without_the_margin_a_node_within_all_bounds_ruins_the_model(tmp_path: Path) -> None:
+    pair = pair_with_sleeper(tmp_path, max_setback=0)
+    pair.run()
+    accuracies = [result.evaluation.accuracy for result in results(pair) if result.evaluation is not None]
+    assert accuracies[1] > 0.85
+    assert accuracies[4] == 0.0
+
+
+def test_a_fallen_model_is_made_again_without_the_node_and_replay_and_recover_agree(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pair = pair_with_sleeper(tmp_path)
+    pair.run()
+    assert "setback accuracy=" in caplog.text
+    assert "node=n3 left out: with it the model's accuracy on the server's images falls to" in caplog.text
+    assert "node=n3 set aside" in caplog.text
+    led = results(pair)
+    assert [{outcome.node: outcome.weight for outcome in result.outcomes}.get("n3", 0) for result in led] == [61, 61, 0, 0, 0]
+    assert [result.setback is not None for result in led] == [False, False, True, True, False]
+    without = FederationPair(tmp_path / "without", num_nodes=3, num_rounds=5, score=accuracy_of_many_images)
+    without.start()
+    without.run()
+    final, wanted = led[-1].evaluation, results(without)[-1].evaluation
+    assert final is not None
+    assert wanted is not None
+    assert abs(final.accuracy - wanted.accuracy) < 0.02
+    replay = Replay("pair", Archive(tmp_path / "out" / "rounds"))
+    assert len(list(replay.verify([1, 2, 3, 4, 5]))) == 5
+    changed = list(replay.what_if([3, 4], WhatIf(without={"n0"}), None))
+    assert [entry.nodes for entry in changed] == [("n1", "n2"), ("n1", "n2")]
+    worst, *_ = [entry for entry in blame(replay, [1, 2, 3, 4, 5], accuracy_of_many_images) if entry.num_left_out]
+    assert (worst.node, worst.num_left_out) == ("n3", 2)
+
+
+def test_a_run_recovered_after_a_setback_ends_with_the_same_digest(tmp_path: Path) -> None:
+    undisturbed = pair_with_sleeper(tmp_path / "undisturbed")
+    undisturbed.run()
+    pair = pair_with_sleeper(tmp_path / "recovered")
+    pair.run(lambda: "fedmq/v2/pair/rounds/4/plan" in pair.broker.retained)
+    best = pair.aggregator_service._coordinator.position.best_accuracy
+    pair.kill("aggregator")
+    assert recover_pair(pair).position.best_accuracy == best
+    pair.start_aggregator(is_resuming=True)
+    pair.run()
+    assert pair.global_digest == undisturbed.global_digest
 
 
 def test_of_two_nodes_the_harmful_one_costs_rounds_but_never_the_model(tmp_path: Path) -> None:
