@@ -25,6 +25,7 @@ from federation.images import named_classes
 from federation.learning.algorithms import Algorithm, build_algorithm
 from federation.learning.codecs import flatten
 from federation.learning.exchange import build_exchange
+from federation.learning.own_code import capability_of
 from federation.learning.sets import Sets, TensorSet
 from federation.messages import Evaluation, RoundResult
 from federation.params import Params
@@ -92,7 +93,7 @@ def build_service_for(
         num_classes=len(class_names),
         class_names=named_classes(class_names),
         global_bytes=layout_of(flatten(down).signature).total_bytes,
-        needs=frozenset({method.name, codec.name}),
+        needs=frozenset({capability_of(method.name), capability_of(codec.name)}),
         min_updates=algorithm.min_updates,
         keeps_node_state=keeps_node_state(settings),
     )

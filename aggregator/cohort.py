@@ -9,7 +9,7 @@ from itertools import zip_longest
 from math import ceil
 
 from federation.learning.algorithms import algorithm_class
-from federation.learning.codecs import CODECS
+from federation.learning.codecs import codec_class
 from federation.messages import NodeStatus
 from federation.settings import RunSettings
 
@@ -57,7 +57,7 @@ class Expectation:
 
 def keeps_node_state(settings: RunSettings) -> bool:
     """Return whether a run's method or codec keep anything on nodes."""
-    return algorithm_class(settings.method.name).keeps_node_state or CODECS[settings.codec.name].error_feedback
+    return algorithm_class(settings.method.name).keeps_node_state or codec_class(settings.codec.name).error_feedback
 
 
 def draw_cohort(nodes: Iterable[str], *, seed: int, round_number: int, participation: float, min_nodes: int) -> tuple[str, ...]:

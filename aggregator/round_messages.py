@@ -10,6 +10,7 @@ from aggregator.events import Position
 from aggregator.open_round import OpenRound
 from federation.learning.algorithms import Algorithm
 from federation.learning.codecs import Codec
+from federation.learning.own_code import is_own, source_digest
 from federation.learning.schedules import learning_rate
 from federation.messages import Choice, Evaluation, RoundPlan, RoundResult, RunPhase, RunState
 from federation.settings import RoundSettings, RunSettings
@@ -104,4 +105,5 @@ def fleet_size(cohort_size: int, rounds: RoundSettings) -> int:
 
 def choice_of(settings: Algorithm.Settings | Codec.Settings) -> Choice:
     """Return a method or codec as a plan names it, every setting spelt out: defaults may differ between versions."""
-    return Choice(name=settings.name, settings=settings.model_dump(mode="json", exclude={"name"}))
+    source = source_digest(settings.name) if is_own(settings.name) else None
+    return Choice(name=settings.name, settings=settings.model_dump(mode="json", exclude={"name"}), source_sha256=source)

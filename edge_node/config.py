@@ -22,6 +22,8 @@ class EdgeNodeConfig(BrokerEnvironment):
     data_size: Annotated[Literal[28, 64, 128, 224], BeforeValidator(lambda value: int(str(value)))] = 28
     class_names: Annotated[ClassNames, BeforeValidator(lambda value: [name.strip() for name in str(value).split(",")])] = Field(default=[])
     """Of this node's images, in the order of their labels; empty: what the data say."""
+    extensions: Annotated[tuple[str, ...], BeforeValidator(lambda value: tuple(name.strip() for name in str(value).split(",")))] = ()
+    """Methods and codecs of one's own that this node may import, as `package.module:Name`."""
     data_dir: Path | None = None
     cache_dir: Path = Path("~/.cache/fedmq").expanduser()
     state_dir: Path

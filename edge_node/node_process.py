@@ -6,7 +6,7 @@ import logging
 import os
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.metadata import version
 from math import ceil
 from pathlib import Path
@@ -62,6 +62,8 @@ def run_node(environ: Mapping[str, str], ending: Ending) -> int:
         config = read_environment(EdgeNodeConfig, environ)
         set_up_logging(config.log_level)
         signer = Signer(config.signing_key) if config.signing_key else None
+        # Before anything else: what its owner has named and can't be used is a sentence.
+        capabilities(config.extensions)
         data, problem = _load_data(config)
         config.state_dir.mkdir(parents=True, exist_ok=True)
         heartbeat = say_problem(config.state_dir, problem)
@@ -126,7 +128,7 @@ def _take_part(
     heartbeat: Path | None,
 ) -> int:
     process = Process(ending, heartbeat=heartbeat)
-    status = describe_node(config.node, data, problem)
+    status = describe_node(config.node, data, problem, config.extensions)
     will = Will(topic=str(topics.StatusTopic(run, config.node)), payload=will_payload(status))
     transport = MqttTransport(BrokerAddress.from_environment(config), client_id=f"{run}-{config.node}", on_event=process.put, will=will)
     service = EdgeNodeService(
@@ -181,8 +183,12 @@ def available_cores() -> int:
         return num_cores
 
 
-def describe_node(node: str, data: NodeData | None, problem: str) -> NodeStatus:
-    """Return what this node is."""
+def describe_node(node: str, data: NodeData | None, problem: str, extensions: Collection[str] = ()) -> NodeStatus:
+    """Return what this node is.
+
+    Raises:
+        SettingsError: a method or codec of one's own can't be used here.
+    """
     packages = ("torch", "numpy", "paho-mqtt", "onnxruntime")
     return NodeStatus(
         node=node,
@@ -195,6 +201,6 @@ def describe_node(node: str, data: NodeData | None, problem: str) -> NodeStatus:
         num_cores=available_cores(),
         memory_bytes=psutil.virtual_memory().total,
         software={"fedmq": version("fedmq"), "python": sys.version.split()[0], **{name: version(name).split("+")[0] for name in packages}},
-        capabilities=capabilities(),
+        capabilities=capabilities(extensions),
         problem=problem,
     )

@@ -109,6 +109,7 @@ class EdgeNodeService:
             deployer=deployer,
             spool=spool,
             node=status.node,
+            known=status.capabilities,
             run=run,
             followed_round=lambda: participant.round_number if self.stopped is None else None,
             publish=self._publish_metrics,

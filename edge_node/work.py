@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,7 +13,7 @@ from federation.clock import Clock
 from federation.codec import FileParams
 from federation.errors import CodecError, FedMQError, TrainingCancelled
 from federation.learning.algorithms import NodeState
-from federation.learning.exchange import build_exchange, sets_of
+from federation.learning.exchange import build_exchange, check_capability, sets_of
 from federation.learning.sets import MODEL, Sets, TensorSet
 from federation.messages import LocalMetrics, MetricPoint, RoundPlan
 from federation.params import Params
@@ -76,6 +76,7 @@ class RoundWork:
         deployer: makes each global model the device's own; None leaves it out.
         spool: the node's folder.
         node: this node's name.
+        known: the methods and codecs it said it knows.
         run: the run's name.
         followed_round: the round that the node follows now, None for none: training for another is given up.
         publish: sends a round's points; from any thread.
@@ -89,6 +90,7 @@ class RoundWork:
         deployer: Deployer | None,
         spool: Spool,
         node: str,
+        known: Collection[str],
         run: str,
         followed_round: Callable[[], int | None],
         publish: Callable[[int, list[MetricPoint]], None],
@@ -98,6 +100,7 @@ class RoundWork:
         self._deployer = deployer
         self._spool = spool
         self._node = node
+        self._known = known
         self._run = run
         self._followed_round = followed_round
         self._publish = publish
@@ -118,6 +121,7 @@ class RoundWork:
             return TrainingFinished(round_number=round_number, base_digest=plan.global_digest, is_old=True)
         try:
             self._spool.check_space(2 * plan.global_bytes)
+            check_capability(plan.method, plan.codec, self._known)
             store = self._spool.node_store
             store.settle(plan.counted.get(self._node), round_number=round_number)
             memory, sets = store.counted(), self._sets(round_number)

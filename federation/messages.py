@@ -38,7 +38,7 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 Tag = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 
 
-ChoiceName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_.:-]{0,127}$")]
+ChoiceName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_.:@-]{0,127}$")]
 """A method's or codec's name; `package.module:Name` of one's own."""
 
 UNDERSTOOD: frozenset[str] = frozenset()
@@ -156,6 +156,8 @@ class Choice(BaseModel):
 
     name: ChoiceName
     settings: dict[str, JsonValue] = {}
+    source_sha256: Digest | None = None
+    """Of the source of a method or codec of one's own; None of FedMQ's."""
 
 
 class RoundPlan(Message):

@@ -33,7 +33,7 @@ _TAG_VALUES: Mapping[str, re.Pattern[str]] = MappingProxyType(
     {
         "run": re.compile(_NAME),
         "node": re.compile(_NAME),
-        "strategy": re.compile(r"[A-Za-z0-9_.-]{1,64}"),
+        "strategy": re.compile(r"[A-Za-z_][A-Za-z0-9_.:-]{0,127}"),
         "class": re.compile(r"[0-9]{2,4}"),
         "engine": re.compile("|".join(ENGINES)),
         "kind": re.compile("|".join(EVENT_KINDS)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
@@ -21,11 +21,13 @@ class ChosenByName:
     Args:
         table: name -> the settings of what is called so.
         default: what a table without a name means.
+        check_own: returns the settings of what is named `package.module:Name`; raises a ValueError where they are wrong.
     """
 
-    def __init__(self, table: Mapping[str, type[Settings]], *, default: str) -> None:
+    def __init__(self, table: Mapping[str, type[Settings]], *, default: str, check_own: Callable[[Any], Settings]) -> None:
         self._table = table
         self._default = default
+        self._check_own = check_own
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """Return a union that is told apart by the name; errors are named as the run file spells the key."""
@@ -35,11 +37,14 @@ class ChosenByName:
         fields = {name: core_schema.typed_dict_field(handler.generate_schema(field.annotation), required=False) for name, field in common}
         fields["name"] = core_schema.typed_dict_field(core_schema.literal_schema(sorted(self._table)), required=True)
         choices["(unknown)"] = core_schema.typed_dict_schema(fields, extra_behavior="ignore", config=core_schema.CoreConfig(strict=True))
+        choices["(own)"] = core_schema.no_info_plain_validator_function(self._check_own)
         return core_schema.tagged_union_schema(choices, self._tag_of)
 
     def _tag_of(self, value: Any) -> str:
         name = value.get("name", self._default) if isinstance(value, Mapping) else getattr(value, "name", None)
-        return f"({name})" if isinstance(name, str) and name in self._table else "(unknown)"
+        if not isinstance(name, str):
+            return "(unknown)"
+        return f"({name})" if name in self._table else "(own)" if ":" in name else "(unknown)"
 
 
 def describe_settings_error(error: ValidationError, owner: str) -> str:

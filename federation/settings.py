@@ -25,10 +25,11 @@ from pydantic import (
 )
 
 from federation.errors import SettingsError
-from federation.learning.algorithms import METHOD_SETTINGS, Algorithm, algorithm_class
+from federation.learning.algorithms import METHOD_SETTINGS, Algorithm, algorithm_class, check_method
 from federation.learning.algorithms.fedavg import FedAvg
-from federation.learning.codecs import CODEC_SETTINGS, Codec
+from federation.learning.codecs import CODEC_SETTINGS, Codec, check_codec
 from federation.learning.codecs.float32 import Float32
+from federation.learning.own_code import is_own
 from federation.recipes import RecipeName, with_recipe
 from federation.setting_types import ChosenByName, Settings
 
@@ -183,10 +184,10 @@ class TrainingSettings(Settings):
         return self
 
 
-MethodSettings: TypeAlias = Annotated[Algorithm.Settings, ChosenByName(METHOD_SETTINGS, default="fedavg")]
+MethodSettings: TypeAlias = Annotated[Algorithm.Settings, ChosenByName(METHOD_SETTINGS, default="fedavg", check_own=check_method)]
 """How nodes train and how updates become the next global model: a method's name and its own settings (docs/methods.md)."""
 
-CodecSettings: TypeAlias = Annotated[Codec.Settings, ChosenByName(CODEC_SETTINGS, default="float32")]
+CodecSettings: TypeAlias = Annotated[Codec.Settings, ChosenByName(CODEC_SETTINGS, default="float32", check_own=check_codec)]
 """How updates travel: a codec's name and its own settings."""
 
 
@@ -281,6 +282,10 @@ class RunSettings(Settings):
         if self.mode == "federated" and self.rounds.grace_seconds > self.rounds.deadline_seconds:
             raise ValueError("rounds.grace_seconds is longer than rounds.deadline_seconds: lower it, or raise the deadline")
         return self
+
+    def own_code(self) -> tuple[str, ...]:
+        """Return the names `package.module:Name` that the run file uses."""
+        return tuple(chosen.name for chosen in (self.method, self.codec) if is_own(chosen.name))
 
     @model_validator(mode="after")
     def _rest_fits_method(self) -> RunSettings:

@@ -158,6 +158,7 @@ def run_demo(
                 "FEDMQ_STATE_DIR": str(folder / node),
                 "FEDMQ_PARTITION_INDEX": str(index),
                 "FEDMQ_CORES": "1",
+                **({"FEDMQ_EXTENSIONS": ",".join(settings.own_code())} if settings.own_code() else {}),
             }
             processes.start(node, "edge_node", environment)
         address = BrokerAddress(host=broker.host, port=broker.port, username=OBSERVER, password=broker.passwords[OBSERVER])

@@ -156,7 +156,7 @@ def _node(settings: RunSettings, dataset: Dataset, index: int, state: Path, brok
         image_shape=list(data.training.image_shape),
         num_classes=len(data.class_names),
         class_names=list(named_classes(data.class_names)),
-        capabilities=capabilities(),
+        capabilities=capabilities(settings.own_code()),
     )
     member = _Member(NodeTimePassed())
     will = Will(topic=str(topics.StatusTopic(settings.run, name)), payload=will_payload(status))

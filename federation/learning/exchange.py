@@ -6,11 +6,13 @@ sets of `up`   -> protected, encoded -> one file            each node's update
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Collection, Mapping, MutableMapping
 from typing import Any, Protocol
 
+from federation.errors import SettingsError
 from federation.learning.algorithms import ALGORITHMS, Algorithm, build_algorithm
 from federation.learning.codecs import CODECS, Codec, build_codec, decode_sets, encode_sets, unflatten, wire_signature
+from federation.learning.own_code import capability_of, is_own, load_own, source_digest
 from federation.learning.sets import Sets, TensorSet
 from federation.params import Array, Params, Signature
 
@@ -71,20 +73,50 @@ class Chosen(Protocol):
         """Its own settings."""
         ...
 
+    @property
+    def source_sha256(self) -> str | None:
+        """Of the source of one's own; None of FedMQ's."""
+        ...
+
 
 def build_exchange(method: Chosen, codec: Chosen, *, num_nodes: int, down: Mapping[str, Signature]) -> Exchange:
     """Return the exchange of a round as its plan names it.
 
     Raises:
-        SettingsError: this installation does not know the method or codec, or a setting of theirs.
+        SettingsError: this installation does not know the method or codec, or a setting of theirs, or has another source of them.
     """
+    for chosen in (method, codec):
+        if is_own(chosen.name) and source_digest(chosen.name) != chosen.source_sha256:
+            raise SettingsError(f"{chosen.name} here is another source than the one the round was planned with")
     algorithm = build_algorithm(method.name, method.settings, num_nodes=num_nodes)
     return Exchange(algorithm, build_codec(codec.name, codec.settings), down)
 
 
-def capabilities() -> list[str]:
-    """Return the names of the methods and codecs that this installation knows."""
-    return sorted({*ALGORITHMS, *CODECS})
+def capabilities(own: Collection[str] = ()) -> list[str]:
+    """Return by what a node says which methods and codecs it knows.
+
+    Args:
+        own: names `package.module:Name` that its owner has installed and named; each is imported.
+
+    Raises:
+        SettingsError: one of them can't be used.
+    """
+    for name in own:
+        found = load_own(name, object)
+        if not issubclass(found, (Algorithm, Codec)):
+            raise SettingsError(f"{name} is neither a method nor a codec: let it derive from fedmq.extend.Algorithm or Codec")
+    return sorted({*ALGORITHMS, *CODECS, *map(capability_of, own)})
+
+
+def check_capability(method: Chosen, codec: Chosen, known: Collection[str]) -> None:
+    """Raise unless a node has said that it knows what a plan names; nothing is imported before.
+
+    Raises:
+        SettingsError: it has not.
+    """
+    for chosen in (method, codec):
+        if is_own(chosen.name) and capability_of(chosen.name, chosen.source_sha256 or "-") not in known:
+            raise SettingsError(f"{chosen.name} of this source is not among FEDMQ_EXTENSIONS here: its owner has not installed it")
 
 
 def sets_of(tensors: Params, signature: Signature) -> Sets:

@@ -67,6 +67,7 @@ def test_model_that_the_next_round_takes_along_is_not_deployed_and_costs_no_trac
         deployer=deployer,
         spool=spool,
         node="n",
+        known=(),
         run="r",
         followed_round=lambda: 2,
         publish=lambda *_: None,

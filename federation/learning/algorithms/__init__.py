@@ -22,6 +22,7 @@ from federation.learning.algorithms.fedper import FedPer
 from federation.learning.algorithms.fedprox import FedProx
 from federation.learning.algorithms.fedyogi import FedYogi
 from federation.learning.algorithms.scaffold import Scaffold
+from federation.learning.own_code import is_own, load_own
 from federation.setting_types import describe_settings_error
 
 __all__ = [
@@ -65,6 +66,9 @@ def algorithm_class(name: str) -> type[Algorithm]:
     Raises:
         SettingsError: there is none.
     """
+    if is_own(name):
+        own: type[Algorithm] = load_own(name, Algorithm)
+        return own
     kind = ALGORITHMS.get(name)
     if kind is None:
         raise SettingsError(f"there is no method {name!r}; there are {', '.join(sorted(ALGORITHMS))}")

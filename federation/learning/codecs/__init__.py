@@ -14,6 +14,7 @@ from federation.learning.codecs.float16 import Float16
 from federation.learning.codecs.float32 import Float32
 from federation.learning.codecs.int8 import Int8
 from federation.learning.codecs.topk import TopK
+from federation.learning.own_code import is_own, load_own
 from federation.setting_types import describe_settings_error
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Codec",
     "build_codec",
     "check_codec",
+    "codec_class",
     "decode_sets",
     "encode_sets",
     "flatten",
@@ -35,6 +37,21 @@ CODECS: Mapping[str, type[Codec]] = {"float16": Float16, "float32": Float32, "in
 CODEC_SETTINGS: Mapping[str, type[Codec.Settings]] = {name: kind.Settings for name, kind in CODECS.items()}
 
 
+def codec_class(name: str) -> type[Codec]:
+    """Return the codec of a name.
+
+    Raises:
+        SettingsError: there is none.
+    """
+    if is_own(name):
+        own: type[Codec] = load_own(name, Codec)
+        return own
+    kind = CODECS.get(name)
+    if kind is None:
+        raise SettingsError(f"there is no codec {name!r}; there are {', '.join(sorted(CODECS))}")
+    return kind
+
+
 def check_codec(values: object) -> Codec.Settings:
     """Return a codec's settings, checked by the codec itself: what a run file's `[codec]` may say.
 
@@ -45,13 +62,12 @@ def check_codec(values: object) -> Codec.Settings:
         return values
     if not isinstance(values, Mapping) or not isinstance(name := values.get("name", "float32"), str):
         raise ValueError("give a table with a name")  # noqa: TRY004 - pydantic takes ValueErrors alone
-    kind = CODECS.get(name)
-    if kind is None:
-        raise ValueError(f"name: there is no codec {name!r}; there are {', '.join(sorted(CODECS))}")
     try:
-        return kind.Settings.model_validate({"name": name, **values})
+        return codec_class(name).Settings.model_validate({"name": name, **values})
     except ValidationError as error:
         raise ValueError(describe_settings_error(error, name)) from None
+    except SettingsError as error:
+        raise ValueError(f"name: {error}") from None
 
 
 def build_codec(name: str, settings: Mapping[str, Any]) -> Codec:
@@ -64,4 +80,4 @@ def build_codec(name: str, settings: Mapping[str, Any]) -> Codec:
         checked = check_codec({**settings, "name": name})
     except ValueError as error:
         raise SettingsError(f"codec.{error}") from None
-    return CODECS[name](checked)
+    return codec_class(name)(checked)
