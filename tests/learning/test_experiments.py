@@ -52,5 +52,14 @@ def test_the_proof_of_concept_differs_in_the_partition_alone() -> None:
 
 def test_run_names_are_their_own() -> None:
     """Runs share a broker: no two files may share a name."""
-    paths = sorted(FOLDER.glob("*.toml"))
+    paths = sorted(FOLDER.rglob("*.toml"))
     assert len({load_run_file(path).run for path in paths}) == len(paths) >= 10
+
+
+def test_beyond_differs_from_the_thesis_in_data_and_recipe_alone() -> None:
+    """So that what is gained is the recipe's."""
+    thesis, best = load("thesis_fedavg_lr_0.001"), load("beyond/bloodmnist_half_best")
+    differing = {name for name in RunSettings.model_fields if getattr(thesis, name) != getattr(best, name)}
+    assert differing == {"run", "recipe", "data", "training"}
+    assert (best.training.local_epochs, best.training.batch_size) == (thesis.training.local_epochs, thesis.training.batch_size)
+    assert (best.training.learning_rate, best.training.augmentation, best.training.max_grad_norm) == (0.02, "cells", 0.0)
