@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +11,15 @@ import pytest
 
 from aggregator.archive import Archive
 from aggregator.blame import blame
+from aggregator.broker_rounds import BrokerRounds
 from aggregator.replay import Replay, WhatIf
 from edge_node.work import LocalUpdate
+from federation.errors import ArchiveError
 from federation.learning.algorithms import NodeState
 from federation.learning.sets import Sets
-from federation.messages import Evaluation, RoundPlan
+from federation.messages import Evaluation, RoundPlan, RoundResult, parse
 from federation.params import Params
+from federation.topic_filter import matches
 from tests.machines.federation_pair import ArithmeticLearner, FederationPair
 from tests.machines.test_federation import expected_digest, results
 from tests.replay.test_recovery import recover_pair
@@ -177,6 +180,22 @@ def test_a_run_recovered_after_a_setback_ends_with_the_same_digest(tmp_path: Pat
     pair.start_aggregator(is_resuming=True)
     pair.run()
     assert pair.global_digest == undisturbed.global_digest
+
+
+def test_a_result_that_leaves_out_half_for_a_setback_is_not_believed(tmp_path: Path) -> None:
+    """Fewer than half may be: the others could not outvote them, and a record must not become whatever its writer likes."""
+    pair = pair_with_sleeper(tmp_path)
+    pair.run(lambda: "fedmq/v2/pair/rounds/3/result" in pair.broker.retained)
+    topic = "fedmq/v2/pair/rounds/3/result"
+    result = parse(RoundResult, pair.broker.retained[topic])
+    outcomes = [outcome.model_copy(update={"weight": 0} if outcome.node != "n0" else {}) for outcome in result.outcomes]
+    pair.broker._retained[topic] = result.model_copy(update={"outcomes": outcomes}).to_payload()
+
+    def read(filters: Sequence[str], **_bounds: object) -> Iterator[tuple[str, bytes]]:
+        yield from [entry for entry in pair.broker.retained.items() if any(matches(pattern, entry[0]) for pattern in filters)]
+
+    with pytest.raises(ArchiveError, match=r"round 3: result.json: it leaves out 3 of 4 updates for a setback: fewer than half may be"):
+        list(Replay("pair", BrokerRounds("pair", read)).verify([3]))
 
 
 def test_of_two_nodes_the_harmful_one_costs_rounds_but_never_the_model(tmp_path: Path) -> None:
