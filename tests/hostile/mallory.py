@@ -27,6 +27,7 @@ from federation import topics
 from federation.chunks import ChunkedFile, parse_chunk
 from federation.codec import decode, encode
 from federation.errors import FedMQError
+from federation.learning.exchange import capabilities
 from federation.messages import GlobalManifest, LocalMetrics, NodeStatus, RoundPlan, RunState, UpdateManifest, parse
 from federation.params import Array
 from federation.signing import Signer
@@ -171,6 +172,7 @@ class Mallory:
             num_examples=10**12 if any("weight" in name for name in self.updates) else 480,
             image_shape=IMAGE_SHAPE,
             num_classes=NUM_CLASSES,
+            capabilities=capabilities(),
         )
         return facts.model_copy(update=changes)
 

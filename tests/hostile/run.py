@@ -41,6 +41,8 @@ class Verdict:
     """What one seed came to."""
 
     accuracy: float
+    num_rounds: int
+    """It was in the cohort of so many."""
     num_actions: int
     named_in: list[str]
     seconds: float
@@ -89,7 +91,10 @@ def withstand(starter: Starter, seed: int, folder: Path, *, expected_accuracy: f
         assert named_in, f"nobody named {MALLORY}\n{federation.describe(40)}"
         _check_records(federation)
         _check_restarts(federation)
-        return Verdict(accuracy=accuracy, num_actions=mallory.num_actions, named_in=named_in, seconds=time.monotonic() - began)
+        num_rounds = sum(MALLORY in {outcome.node for outcome in result.outcomes} for result in federation.replay("archive"))
+        return Verdict(
+            accuracy=accuracy, num_rounds=num_rounds, num_actions=mallory.num_actions, named_in=named_in, seconds=time.monotonic() - began
+        )
 
 
 def _wait(federation: HostileFederation, *, until: Callable[[], bool] = lambda: False) -> None:
@@ -198,7 +203,8 @@ def main() -> int:
             else:
                 verdicts.append(verdict)
                 sys.stdout.write(
-                    f"seed {seed}: ok, {verdict.seconds:.1f} s, accuracy {verdict.accuracy:.4f}, {verdict.num_actions} actions, "
+                    f"seed {seed}: ok, {verdict.seconds:.1f} s, accuracy {verdict.accuracy:.4f}, {verdict.num_rounds} rounds, "
+                    f"{verdict.num_actions} actions, "
                     f"named in {', '.join(verdict.named_in)}: {facts}\n"
                 )
             sys.stdout.flush()
@@ -207,6 +213,7 @@ def main() -> int:
         "first_seed": options.first_seed,
         "failed": sorted(failed),
         "clean_accuracy": expected,
+        "rounds_taken_part_in": sum(verdict.num_rounds for verdict in verdicts),
         "worst_accuracy": min((verdict.accuracy for verdict in verdicts), default=None),
         "seconds": round(time.monotonic() - began, 1),
         "attacks": dict(used.most_common()),
