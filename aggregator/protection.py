@@ -16,14 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import floor, sqrt
+from math import floor
 from statistics import median
 
-import numpy as np
-
 from federation.learning.algorithms import Update, Upload
+from federation.learning.distances import distance, norm
 from federation.learning.sets import MODEL, Sets, TensorSet
-from federation.params import Array, Params
 from federation.settings import ProtectionSettings
 
 MIN_FOR_MEDIAN = 3
@@ -102,16 +100,6 @@ def _size(tensors: TensorSet, upload: Upload, down: Sets) -> float:
     return norm(tensors) if upload.is_difference else distance(tensors, down[upload.like])
 
 
-def distance(params: Params, from_params: Params) -> float:
-    """Return the Euclidean distance of two models of one signature."""
-    return sqrt(sum(_sum_of_squares(np.subtract(params[name], from_params[name], dtype=np.float64)) for name in sorted(from_params)))
-
-
-def norm(params: Params) -> float:
-    """Return the Euclidean norm of a model."""
-    return sqrt(sum(_sum_of_squares(np.asarray(params[name], dtype=np.float64)) for name in sorted(params)))
-
-
 def _bound_of(distances: Sequence[float], model_norm: float, settings: ProtectionSettings) -> tuple[float, str]:
     """Return how far an update may be, and by what rule."""
     by_model = settings.max_model_ratio * model_norm
@@ -124,17 +112,3 @@ def _bound_of(distances: Sequence[float], model_norm: float, settings: Protectio
 def _claim(update: Update, declared: Mapping[str, int], settings: ProtectionSettings) -> int:
     """Return the weight an update may have by its own node's word; 1 at least, for the sum of weights divides."""
     return max(1, min(update.num_examples, declared.get(update.node, update.num_examples), settings.max_examples))
-
-
-def _sum_of_squares(values: Array) -> float:
-    """Return the sum of squares, the same bit for bit on every machine: `np.sum` adds in an order that follows the processor's width."""
-    # In place: a fold that allocates takes twice the time.
-    folded = np.multiply(values, values).reshape(-1)
-    size = folded.size
-    while size > 1:
-        half = size // 2
-        folded[:half] += folded[half : 2 * half]
-        if size % 2:
-            folded[0] += folded[size - 1]
-        size = half
-    return float(folded[0]) if size else 0.0

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aggregator.protection import distance, norm, protect
+from aggregator.protection import protect
 from federation.learning.algorithms import Algorithm, Update, build_algorithm
+from federation.learning.distances import distance, norm
 from federation.learning.sets import Sets
 from federation.params import Params
 from federation.settings import ProtectionSettings
