@@ -22,6 +22,7 @@ from federation.learning.algorithms.fedper import FedPer
 from federation.learning.algorithms.fedprox import FedProx
 from federation.learning.algorithms.fedyogi import FedYogi
 from federation.learning.algorithms.scaffold import Scaffold
+from federation.learning.algorithms.trimmed_mean import TrimmedMean
 from federation.learning.own_code import is_own, load_own
 from federation.setting_types import describe_settings_error
 
@@ -54,6 +55,7 @@ ALGORITHMS: Mapping[str, type[Algorithm]] = {
     "fedprox": FedProx,
     "fedyogi": FedYogi,
     "scaffold": Scaffold,
+    "trimmed_mean": TrimmedMean,
 }
 """Every method by the name a run file calls it."""
 
