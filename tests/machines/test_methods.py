@@ -47,7 +47,7 @@ CASES: tuple[tuple[str, str], ...] = (
 
 def trainer_of(node: str) -> QuadraticTrainer:
     index = int(node[1:])
-    trainer = QuadraticTrainer(node, optimum=0.5 * index - 0.5, num_examples=10 + index, steepness=1.0 + 0.25 * index)
+    trainer = QuadraticTrainer(node, optimum=0.5 * (index % 3) - 0.5, num_examples=10 + index, steepness=1.0 + 0.25 * index)
     trainer.initial = TensorSet(initial_params())
     return trainer
 
@@ -65,7 +65,8 @@ class MethodLearner(ArithmeticLearner):
 
 def federation(folder: Path, method: str, codec: str, **rounds: Any) -> FederationPair:
     chosen = {"name": method, **SETTINGS.get(method, {})}
-    pair = FederationPair(folder, num_rounds=NUM_ROUNDS, method=chosen, codec={"name": codec}, **rounds)
+    num_nodes = max(3, ALGORITHMS[method].min_updates)
+    pair = FederationPair(folder, num_nodes=num_nodes, num_rounds=NUM_ROUNDS, method=chosen, codec={"name": codec}, **rounds)
     for node in pair.nodes:
         pair.learners[node] = MethodLearner(node)
     return pair

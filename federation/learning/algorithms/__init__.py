@@ -21,6 +21,8 @@ from federation.learning.algorithms.fednova import FedNova
 from federation.learning.algorithms.fedper import FedPer
 from federation.learning.algorithms.fedprox import FedProx
 from federation.learning.algorithms.fedyogi import FedYogi
+from federation.learning.algorithms.krum import Krum
+from federation.learning.algorithms.multi_krum import MultiKrum
 from federation.learning.algorithms.scaffold import Scaffold
 from federation.learning.algorithms.trimmed_mean import TrimmedMean
 from federation.learning.own_code import is_own, load_own
@@ -54,6 +56,8 @@ ALGORITHMS: Mapping[str, type[Algorithm]] = {
     "fedper": FedPer,
     "fedprox": FedProx,
     "fedyogi": FedYogi,
+    "krum": Krum,
+    "multi_krum": MultiKrum,
     "scaffold": Scaffold,
     "trimmed_mean": TrimmedMean,
 }
