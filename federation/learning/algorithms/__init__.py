@@ -21,6 +21,7 @@ from federation.learning.algorithms.fednova import FedNova
 from federation.learning.algorithms.fedper import FedPer
 from federation.learning.algorithms.fedprox import FedProx
 from federation.learning.algorithms.fedyogi import FedYogi
+from federation.learning.algorithms.geometric_median import GeometricMedian
 from federation.learning.algorithms.krum import Krum
 from federation.learning.algorithms.multi_krum import MultiKrum
 from federation.learning.algorithms.scaffold import Scaffold
@@ -56,6 +57,7 @@ ALGORITHMS: Mapping[str, type[Algorithm]] = {
     "fedper": FedPer,
     "fedprox": FedProx,
     "fedyogi": FedYogi,
+    "geometric_median": GeometricMedian,
     "krum": Krum,
     "multi_krum": MultiKrum,
     "scaffold": Scaffold,
