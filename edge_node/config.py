@@ -32,6 +32,8 @@ class EdgeNodeConfig(BrokerEnvironment):
     cores: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Cores for inference; None: all this process may use."""
     partition_index: Annotated[int, Field(ge=0)] | None = None
+    share_label_counts: bool = True
+    """Whether a method may send how this node's examples are spread over the classes; false: it is not told."""
     serve: str | None = None
     """Address of the prediction endpoint; None: there is none."""
 

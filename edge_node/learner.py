@@ -81,10 +81,12 @@ class LocalLearner:
     Args:
         node: this node's name; with seed and round it seeds every random number.
         data: what to train and validate on; None when this node has no usable images.
+        shares_label_counts: whether a method may send how many examples of each class are here.
     """
 
-    def __init__(self, *, node: str, data: NodeData | None) -> None:
+    def __init__(self, *, node: str, data: NodeData | None, shares_label_counts: bool = True) -> None:
         self._node = node
+        self._shares_label_counts = shares_label_counts
         self._data = data
 
     def train(self, plan: RoundPlan, sets: Sets, kept: NodeState, should_stop: Callable[[], bool]) -> LocalUpdate:
@@ -99,7 +101,12 @@ class LocalLearner:
             raise DataError("this node has no usable images")
         images, num_classes = self._data.training, len(self._data.class_names)
         module = models.build(plan.model, images.image_shape, num_classes, seed=0)
-        trainer = LocalTrainer(self._task(plan, self._data, sets), should_stop=should_stop, module=module)
+        trainer = LocalTrainer(
+            self._task(plan, self._data, sets),
+            should_stop=should_stop,
+            module=module,
+            shares_label_counts=self._shares_label_counts,
+        )
         algorithm = _algorithm_of(plan)
         validation: Evaluation | None = None
         if self._data.validation is not None:

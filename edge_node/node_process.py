@@ -135,7 +135,7 @@ def _take_part(
         participant=Participant(node=config.node),
         transport=transport,
         spool=Spool(config.state_dir, run),
-        learner=LocalLearner(node=config.node, data=data),
+        learner=LocalLearner(node=config.node, data=data, shares_label_counts=config.share_label_counts),
         deployer=_deployer(config, data),
         status=status,
         run=run,

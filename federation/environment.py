@@ -34,6 +34,7 @@ VARIABLES: Mapping[str, str] = {
     "FEDMQ_CACHE_DIR": "folder for downloaded data sets",
     "FEDMQ_PARTITION_INDEX": "simulated nodes: which part of the run file's partition this node holds, from 0",
     "FEDMQ_CORES": "cores a node uses for inference; unset: all it may use",
+    "FEDMQ_SHARE_LABEL_COUNTS": "0: a node tells no method how its examples are spread over the classes; 1: those that ask",
     "FEDMQ_STATE_DIR": "folder for what must survive a restart: checkpoints, updates not yet acknowledged",
     "FEDMQ_OUT_DIR": "folder for a run's summary, model and metrics",
     "FEDMQ_RESUME": "1: continue the run from its checkpoint; 0: refuse to overwrite one",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 
+import numpy as np
 from torch import nn
 
 from federation import models
@@ -21,10 +22,19 @@ class LocalTrainer:
         task: what to train on and how; its weights, pull and offset are replaced by what `fit` is given.
         should_stop: asked before every batch.
         module: a network to reuse instead of building one; it ends holding the trained weights.
+        shares_label_counts: whether methods may send how many examples of each class this node has.
     """
 
-    def __init__(self, task: TrainingTask, *, should_stop: Callable[[], bool] = never, module: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        task: TrainingTask,
+        *,
+        should_stop: Callable[[], bool] = never,
+        module: nn.Module | None = None,
+        shares_label_counts: bool = True,
+    ) -> None:
         self._task = task
+        self._shares_label_counts = shares_label_counts
         self._should_stop = should_stop
         self._module = module
 
@@ -32,6 +42,14 @@ class LocalTrainer:
     def initial(self) -> TensorSet:
         """The whole network from the run's seed."""
         return initial_model(self._task)
+
+    @property
+    def label_counts(self) -> Sequence[int] | None:
+        """How many examples of each class this node trains on; None where its site keeps that to itself."""
+        if not self._shares_label_counts:
+            return None
+        counts: list[int] = np.bincount(self._task.images.labels, minlength=self._task.num_classes).tolist()
+        return counts
 
     def fit(self, start: TensorSet, *, proximal_mu: float = 0.0, gradient_offset: TensorSet | None = None) -> Trained:
         """Train for the round's local epochs; the same arguments give the same bits.

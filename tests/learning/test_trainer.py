@@ -83,3 +83,9 @@ def test_scaffold_over_the_real_trainer_estimates_the_mean_gradient() -> None:
 def test_initial_model_is_the_aggregators() -> None:
     task = training_task(learnable_images(8), model_seed=7)
     assert digest_of(LocalTrainer(task).initial) == digest_of(task.global_params)
+
+
+def test_labels_are_counted_unless_the_site_keeps_that_to_itself() -> None:
+    task = task_of()
+    assert LocalTrainer(task).label_counts == [int((task.images.labels == label).sum()) for label in range(4)]
+    assert LocalTrainer(task, shares_label_counts=False).label_counts is None

@@ -29,6 +29,7 @@ from tests.strategies.quadratic import QuadraticTrainer, held
 NUM_ROUNDS = 4
 
 SETTINGS: Mapping[str, dict[str, Any]] = {
+    "class_aware": {"classifier": "weight"},
     "fedadam": {"server_learning_rate": 0.1},
     "fedbn": {"personal_layers": ["bias"]},
     "feddyn": {"alpha": 2.0},
@@ -49,6 +50,7 @@ def trainer_of(node: str) -> QuadraticTrainer:
     index = int(node[1:])
     trainer = QuadraticTrainer(node, optimum=0.5 * (index % 3) - 0.5, num_examples=10 + index, steepness=1.0 + 0.25 * index)
     trainer.initial = TensorSet(initial_params())
+    trainer.label_counts = None if index == 1 else [10 + index] + [index] * 79
     return trainer
 
 

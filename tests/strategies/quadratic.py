@@ -42,6 +42,7 @@ class QuadraticTrainer:
         self.num_examples = num_examples
         self.steepness = steepness
         self.initial = start_model()
+        self.label_counts: list[int] | None = None
 
     def fit(self, start: TensorSet, *, proximal_mu: float = 0.0, gradient_offset: TensorSet | None = None) -> Trained:
         """Take the steps."""

@@ -25,7 +25,10 @@ def algorithm(request: pytest.FixtureRequest) -> Algorithm:
 
 def fleet_of(algorithm: Algorithm) -> Fleet:
     nodes = "abcde"[: max(3, algorithm.min_updates)]
-    return Fleet(algorithm, *(QuadraticTrainer(node, optimum=float(index), num_examples=index + 1) for index, node in enumerate(nodes)))
+    trainers = [QuadraticTrainer(node, optimum=float(index), num_examples=index + 1) for index, node in enumerate(nodes)]
+    for index, trainer in enumerate(trainers):
+        trainer.label_counts = [index + 1, 1] if index else None
+    return Fleet(algorithm, *trainers)
 
 
 def file_of(sets: Sets) -> bytes:

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from federation.errors import SettingsError
 from federation.learning.algorithms.algorithm import Algorithm, NodeState, Trained, Trainer, Update, Upload, mean
+from federation.learning.algorithms.class_aware import ClassAware
 from federation.learning.algorithms.ditto import Ditto
 from federation.learning.algorithms.fedadagrad import FedAdagrad
 from federation.learning.algorithms.fedadam import FedAdam
@@ -45,6 +46,7 @@ __all__ = [
 ]
 
 ALGORITHMS: Mapping[str, type[Algorithm]] = {
+    "class_aware": ClassAware,
     "ditto": Ditto,
     "fedadagrad": FedAdagrad,
     "fedadam": FedAdam,

@@ -71,6 +71,11 @@ class Trainer(Protocol):
         """The whole network as every node and the aggregator begin with, from the run's seed."""
         ...
 
+    @property
+    def label_counts(self) -> Sequence[int] | None:
+        """How many examples of each class this node trains on; None where its site keeps that to itself."""
+        ...
+
     def fit(self, start: TensorSet, *, proximal_mu: float = 0.0, gradient_offset: TensorSet | None = None) -> Trained:
         """Train for the round's local epochs.
 
