@@ -46,6 +46,8 @@ class TrainingTask:
     node: str
     gradient_offset: Params | None = None
     """Added to each step's gradient, after clipping; tensors of the network by name."""
+    only: frozenset[str] | None = None
+    """Names of the weights that may change; None: all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +154,8 @@ def _check_images(task: TrainingTask) -> None:
 def _run_epochs(task: TrainingTask, module: nn.Module, device: torch.device, should_stop: Callable[[], bool]) -> tuple[float, int]:
     """Train in place; return the mean loss of the last epoch, and how many steps all of them took."""
     settings, mu = task.training, task.proximal_mu
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(task.only is None or name in task.only)
     flat = FlatWeights(module)
     optimiser = build_optimiser(settings, flat, task.learning_rate)
     anchor = flat.weights.clone() if mu > 0 else None

@@ -8,7 +8,7 @@ It needs no data, broker or PyTorch, and takes less than a second.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from federation.learning.codecs import flatten
 from federation.learning.sets import Sets, TensorSet
 from federation.params import Array
 
-NODES = ("a", "b", "c")
+MIN_NODES = 3
 
 NUM_ROUNDS = 3
 
@@ -53,9 +53,18 @@ class ParabolaTrainer:
         self.optimum = optimum
         self.num_examples = num_examples
         self.initial = TensorSet(MODEL)
+        self.label_counts: Sequence[int] = (num_examples, 1)
 
-    def fit(self, start: TensorSet, *, proximal_mu: float = 0.0, gradient_offset: TensorSet | None = None) -> Trained:
-        """Take the steps."""
+    def fit(
+        self,
+        start: TensorSet,
+        *,
+        proximal_mu: float = 0.0,
+        gradient_offset: TensorSet | None = None,
+        only: Collection[str] | None = None,
+        local_epochs: int | None = None,
+    ) -> Trained:
+        """Take the steps: `num_steps` for each epoch, of one epoch where none are given."""
         if start.signature != self.initial.signature:
             raise ContractError("trainer.fit begins with the whole network: every tensor of trainer.initial")
         trained = {}
@@ -63,7 +72,7 @@ class ParabolaTrainer:
             begin = start[name].astype(np.float64)
             weights = begin
             offset = gradient_offset[name].astype(np.float64) if gradient_offset is not None else 0.0
-            for _ in range(self.num_steps):
+            for _ in range(self.num_steps * (local_epochs or 1) if only is None or name in only else 0):
                 gradient = weights - self.optimum + proximal_mu * (weights - begin)
                 weights = weights - self.learning_rate * (gradient + offset)
             trained[name] = weights.astype(np.float32)
@@ -91,7 +100,7 @@ def check_algorithm(kind: type[Algorithm], **settings: Any) -> None:
         ContractError: says what does not hold.
     """
     name = f"{kind.__module__}:{kind.__name__}"
-    algorithm = kind(kind.Settings.model_validate({"name": name, **settings}), num_nodes=len(NODES))
+    algorithm = kind(kind.Settings.model_validate({"name": name, **settings}), num_nodes=max(MIN_NODES, kind.min_updates))
     start = _held(algorithm.start(TensorSet(MODEL)))
     _require(set(algorithm.down) <= set(start), f"`down` names {sorted(set(algorithm.down) - set(start))}, which `start` does not return")
     first, second = _run(algorithm, start), _run(algorithm, start)
@@ -100,8 +109,8 @@ def check_algorithm(kind: type[Algorithm], **settings: Any) -> None:
 
 def _run(algorithm: Algorithm, start: Sets) -> bytes:
     """Run some rounds, checking each; return what they end with."""
-    trainers = [ParabolaTrainer(node, optimum=float(index), num_examples=index + 1) for index, node in enumerate(NODES)]
-    kept: dict[str, NodeState] = {node: {} for node in NODES}
+    trainers = [ParabolaTrainer(f"n{index:04}", optimum=float(index), num_examples=index + 1) for index in range(algorithm.num_nodes)]
+    kept: dict[str, NodeState] = {trainer.node: {} for trainer in trainers}
     sets = start
     for _ in range(NUM_ROUNDS):
         down = sets.only(algorithm.down)

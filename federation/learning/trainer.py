@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -51,13 +51,29 @@ class LocalTrainer:
         counts: list[int] = np.bincount(self._task.images.labels, minlength=self._task.num_classes).tolist()
         return counts
 
-    def fit(self, start: TensorSet, *, proximal_mu: float = 0.0, gradient_offset: TensorSet | None = None) -> Trained:
+    def fit(
+        self,
+        start: TensorSet,
+        *,
+        proximal_mu: float = 0.0,
+        gradient_offset: TensorSet | None = None,
+        only: Collection[str] | None = None,
+        local_epochs: int | None = None,
+    ) -> Trained:
         """Train for the round's local epochs; the same arguments give the same bits.
 
         Raises:
             TrainingCancelled, TrainingDivergedError, DataError, SettingsError: as `federation.training.train`.
         """
-        task = replace(self._task, global_params=start, proximal_mu=proximal_mu, gradient_offset=gradient_offset)
+        training = self._task.training
+        task = replace(
+            self._task,
+            global_params=start,
+            proximal_mu=proximal_mu,
+            gradient_offset=gradient_offset,
+            only=frozenset(only) if only is not None else None,
+            training=training if local_epochs is None else training.model_copy(update={"local_epochs": local_epochs}),
+        )
         outcome = train(task, should_stop=self._should_stop, module=self._module)
         return Trained(
             node=task.node,

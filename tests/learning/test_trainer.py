@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from federation import models
 from federation.learning.algorithms import build_algorithm
 from federation.learning.optimisers import total_step
 from federation.learning.sets import Sets, TensorSet
@@ -89,3 +90,25 @@ def test_labels_are_counted_unless_the_site_keeps_that_to_itself() -> None:
     task = task_of()
     assert LocalTrainer(task).label_counts == [int((task.images.labels == label).sum()) for label in range(4)]
     assert LocalTrainer(task, shares_label_counts=False).label_counts is None
+
+
+def test_only_some_weights_may_change_and_the_next_training_is_whole_again() -> None:
+    task = task_of()
+    start = TensorSet(task.global_params)
+    module = models.build(task.model, task.images.image_shape, task.num_classes, seed=1)
+    trainer = LocalTrainer(task, module=module)
+    head = trainer.fit(start, only=["output.weight", "output.bias"], local_epochs=3)
+    assert head.num_steps == 6
+    changed = [name for name in start if (head.model[name] != start[name]).any()]
+    assert changed == ["output.bias", "output.weight"]
+    assert digest_of(trainer.fit(start).model) == digest_of(train(task).params)
+
+
+def test_only_the_last_layers_step_is_that_of_its_own_gradient() -> None:
+    """One step without clipping: what other layers do not do changes nothing for this one."""
+    task = task_of(16, max_grad_norm=0.0)
+    start = TensorSet(task.global_params)
+    whole, part = LocalTrainer(task).fit(start), LocalTrainer(task).fit(start, only=["output.weight"])
+    assert whole.num_steps == 1
+    np.testing.assert_array_equal(part.model["output.weight"], whole.model["output.weight"])
+    np.testing.assert_array_equal(part.model["output.bias"], start["output.bias"])

@@ -34,6 +34,7 @@ SETTINGS: Mapping[str, dict[str, Any]] = {
     "fedbn": {"personal_layers": ["bias"]},
     "feddyn": {"alpha": 2.0},
     "fedper": {"personal_layers": ["bias"]},
+    "fedrep": {"personal_layers": ["bias"]},
 }
 
 CASES: tuple[tuple[str, str], ...] = (

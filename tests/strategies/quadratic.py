@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -44,13 +44,21 @@ class QuadraticTrainer:
         self.initial = start_model()
         self.label_counts: list[int] | None = None
 
-    def fit(self, start: TensorSet, *, proximal_mu: float = 0.0, gradient_offset: TensorSet | None = None) -> Trained:
-        """Take the steps."""
+    def fit(
+        self,
+        start: TensorSet,
+        *,
+        proximal_mu: float = 0.0,
+        gradient_offset: TensorSet | None = None,
+        only: Collection[str] | None = None,
+        local_epochs: int | None = None,
+    ) -> Trained:
+        """Take the steps: `num_steps` for each epoch, of one epoch where none are given."""
         trained = {}
         for name in start:
             begin = start[name].astype(np.float64)
             weights, offset = begin, gradient_offset[name].astype(np.float64) if gradient_offset is not None else 0.0
-            for _ in range(self.num_steps):
+            for _ in range(self.num_steps * (local_epochs or 1) if only is None or name in only else 0):
                 gradient = self.steepness * (weights - self.optimum) + proximal_mu * (weights - begin)
                 weights = weights - self.learning_rate * (gradient + offset)
             trained[name] = weights.astype(np.float32)

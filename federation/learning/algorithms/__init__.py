@@ -21,6 +21,7 @@ from federation.learning.algorithms.fedmedian import FedMedian
 from federation.learning.algorithms.fednova import FedNova
 from federation.learning.algorithms.fedper import FedPer
 from federation.learning.algorithms.fedprox import FedProx
+from federation.learning.algorithms.fedrep import FedRep
 from federation.learning.algorithms.fedyogi import FedYogi
 from federation.learning.algorithms.geometric_median import GeometricMedian
 from federation.learning.algorithms.krum import Krum
@@ -58,6 +59,7 @@ ALGORITHMS: Mapping[str, type[Algorithm]] = {
     "fednova": FedNova,
     "fedper": FedPer,
     "fedprox": FedProx,
+    "fedrep": FedRep,
     "fedyogi": FedYogi,
     "geometric_median": GeometricMedian,
     "krum": Krum,

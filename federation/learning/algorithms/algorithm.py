@@ -10,7 +10,7 @@ aggregate(sets, updates) -> next sets
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, Protocol, TypeAlias
 
@@ -76,13 +76,23 @@ class Trainer(Protocol):
         """How many examples of each class this node trains on; None where its site keeps that to itself."""
         ...
 
-    def fit(self, start: TensorSet, *, proximal_mu: float = 0.0, gradient_offset: TensorSet | None = None) -> Trained:
+    def fit(
+        self,
+        start: TensorSet,
+        *,
+        proximal_mu: float = 0.0,
+        gradient_offset: TensorSet | None = None,
+        only: Collection[str] | None = None,
+        local_epochs: int | None = None,
+    ) -> Trained:
         """Train for the round's local epochs.
 
         Args:
             start: the whole model to begin with; read once.
             proximal_mu: weight of mu/2 * ||w - start||^2 in the loss.
             gradient_offset: added to each step's gradient, after clipping; of `start`'s signature. Read once.
+            only: names of the weights that may change, some at least; None: all. Statistics are counted either way.
+            local_epochs: instead of the round's.
 
         Raises:
             TrainingCancelled: the round is over.
