@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import tomli_w
 
 from federation.codec import digest, encode
 from federation.errors import LocalProtocolError
@@ -33,6 +35,12 @@ def fleet_of(algorithm: Algorithm) -> Fleet:
 
 def file_of(sets: Sets) -> bytes:
     return encode(encode_sets(FLOAT32, sets, bases={}, kept={}, purpose="test"))
+
+
+def test_settings_can_be_written_into_a_run_file(algorithm: Algorithm) -> None:
+    """A run's folder holds its run file with every setting spelt out; TOML knows no null."""
+    written = tomli_w.dumps(algorithm.settings.model_dump(mode="json"))
+    assert type(algorithm.settings).model_validate(tomllib.loads(written)) == algorithm.settings
 
 
 def test_sets_keep_their_names_and_signatures(algorithm: Algorithm) -> None:

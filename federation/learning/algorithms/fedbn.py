@@ -9,12 +9,14 @@ Li et al., "FedBN: Federated Learning on Non-IID Features via Local Batch Normal
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
 
 from federation.errors import SettingsError
 from federation.learning.algorithms.algorithm import Algorithm, NodeState, Trainer, Update, mean
 from federation.learning.algorithms.batch_norm import norm_layers
-from federation.learning.algorithms.personal_layers import PERSONAL, LayerNames, completed, others, shared_names
+from federation.learning.algorithms.personal_layers import PERSONAL, LayerName, completed, others, shared_names
 from federation.learning.sets import Sets, TensorSet
 
 
@@ -25,8 +27,8 @@ class FedBN(Algorithm):
         """Which layers normalise."""
 
         name: Literal["fedbn"] = "fedbn"
-        personal_layers: LayerNames | None = None
-        """By name as the network names them; None: those that count statistics, which batch normalisation alone does."""
+        personal_layers: Annotated[list[LayerName], Field(max_length=100)] = Field(default_factory=list)
+        """By name as the network names them; none: those that count statistics, which batch normalisation alone does."""
 
     settings: Settings
     keeps_node_state: ClassVar = True

@@ -14,8 +14,10 @@ from federation.learning.sets import TensorSet
 PERSONAL = "personal"
 """The set that a node keeps them in."""
 
-LayerNames = Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(min_length=1, max_length=100)]
-"""By name as the network names them: `output` means `output.weight` and `output.bias`."""
+LayerName = Annotated[str, Field(min_length=1, max_length=200)]
+"""As the network names them: `output` means `output.weight` and `output.bias`."""
+
+LayerNames = Annotated[list[LayerName], Field(min_length=1, max_length=100)]
 
 
 def shared_names(model: TensorSet, layers: Sequence[str]) -> list[str]:
