@@ -15,11 +15,14 @@ from fedmq.console import err
 
 STARTING = "starting: the processes load, then each node its images"
 
+IDLE = ("waiting", "paused")
+"""How a line begins that says why nothing happens: a log is told it, too."""
+
 
 class RunProgress:
     """One line that says what the run does, on stderr; a context manager.
 
-    On a terminal the line is kept up to date in place; elsewhere, in a log, each round's end is a line of its own.
+    On a terminal the line is kept up to date in place; elsewhere, in a log, each round's end and each wait is a line of its own.
 
     Args:
         out_dir: the run's folder: what came of its rounds is read from there.
@@ -39,6 +42,7 @@ class RunProgress:
         self._num_seen = 0
         self._seen_at: tuple[int, int] | None = None
         self._text = STARTING
+        self._told = ""
 
     def __enter__(self) -> Self:
         self._num_seen = len(self._rounds())
@@ -63,6 +67,9 @@ class RunProgress:
         text = (self._live() if self._live is not None else None) or self._text
         if self._task is not None:
             self._progress.update(self._task, description=text)
+        if self._is_shown and not err.is_terminal and text.startswith(IDLE) and text != self._told:
+            err.print(text, markup=False, soft_wrap=True)
+            self._told = text
 
     def _rounds(self) -> list[dict[str, Any]]:
         try:

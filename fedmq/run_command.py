@@ -7,13 +7,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from federation.broker_address import BrokerAddress
 from fedmq import console
 from fedmq.console import EXIT_INTERRUPTED, JsonOption, print_json, sentences
+from fedmq.live_line import LiveFeed, LiveLine, connect_to
 from fedmq.options import HostOption, PasswordOption, PortOption, UserOption, check_out_dir, command_environment, load_settings
 from fedmq.progress import RunProgress, read_summary
 
@@ -50,7 +54,10 @@ def run(
             "FEDMQ_RESUME": "1" if resume else "0",
         }
         folder.mkdir(parents=True, exist_ok=True)
-        status = _lead(variables, folder, settings.num_rounds, is_shown=not as_json)
+        line = LiveLine(run=settings.run, num_nodes=settings.rounds.min_nodes)
+        onlooker = nullcontext() if as_json else LiveFeed(line, connect_to(BrokerAddress.from_environment(environment)), time.monotonic)
+        with onlooker as feed:
+            status = _lead(variables, folder, settings.num_rounds, is_shown=not as_json, live=feed.text if feed else None)
     if status:
         advice = "; continue the run with --resume" if status == EXIT_INTERRUPTED else ""
         console.err.print(f"the aggregator ended early{advice}; its log is {folder / 'aggregator.log'}", markup=False)
@@ -65,7 +72,7 @@ def run(
         console.print_summary(summary)
 
 
-def _lead(variables: dict[str, str], folder: Path, num_rounds: int, *, is_shown: bool) -> int:
+def _lead(variables: dict[str, str], folder: Path, num_rounds: int, *, is_shown: bool, live: Callable[[], str | None] | None) -> int:
     """Run the aggregator's process to its end; return its exit status."""
     with (folder / "aggregator.log").open("ab") as log:
         process = subprocess.Popen(
@@ -78,7 +85,7 @@ def _lead(variables: dict[str, str], folder: Path, num_rounds: int, *, is_shown:
         )
     before = {number: signal.signal(number, lambda *_: process.terminate()) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
-        with RunProgress(folder, num_rounds, is_shown=is_shown) as progress:
+        with RunProgress(folder, num_rounds, is_shown=is_shown, live=live) as progress:
             while process.poll() is None:
                 progress.update()
                 time.sleep(POLL_SECONDS)

@@ -15,7 +15,17 @@ from federation.mqtt import MqttTransport
 from federation.settings import load_run_file
 from fedmq.private_broker import PrivateBroker
 from fedmq.simulate import run_simulation
-from tests.end_to_end.processes import Processes, alive, descendants, digits_run, read_json, rounds_done, wait_until, write_run_file
+from tests.end_to_end.processes import (
+    WAIT_SECONDS,
+    Processes,
+    alive,
+    descendants,
+    digits_run,
+    read_json,
+    rounds_done,
+    wait_until,
+    write_run_file,
+)
 from tests.end_to_end.recorder import recording
 
 NUM_ROUNDS = 8
@@ -68,6 +78,18 @@ def test_a_killed_and_a_stopped_aggregator_continue_to_the_same_model(own_mosqui
     ]
     assert summary["global_digest"] == undisturbed_digest(run_file, tmp_path / "undisturbed")
     assert "Traceback" not in (tmp_path / "run.log").read_text()
+
+
+def test_a_run_without_nodes_says_that_it_waits_for_them(own_mosquitto: PrivateBroker, tmp_path: Path, run_name: str) -> None:
+    """Told by the broker, as the live line is; a silence would look like a hang."""
+    run_file = write_run_file(tmp_path / "run.toml", digits_run(run_name, num_rounds=2, num_nodes=2))
+    log = tmp_path / "run.log"
+    with Processes(tmp_path) as processes:
+        run = processes.start_run(own_mosquitto, run_file, tmp_path / "out")
+        wait_until(lambda: "waiting for nodes: 0 of 2 are here" in log.read_text(encoding="utf-8"), "the line", [run])
+        run.terminate()
+        assert run.wait(WAIT_SECONDS) == 3
+    assert "Traceback" not in log.read_text(encoding="utf-8")
 
 
 def test_a_late_node_takes_part_from_the_next_round(own_mosquitto: PrivateBroker, tmp_path: Path, run_name: str) -> None:
