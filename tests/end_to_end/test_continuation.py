@@ -126,7 +126,15 @@ def test_a_late_node_takes_part_from_the_next_round(own_mosquitto: PrivateBroker
 def test_a_ghost_is_not_waited_for(own_mosquitto: PrivateBroker, tmp_path: Path, run_name: str) -> None:
     """A device that died together with the broker: its retained status stays online, and no will takes it back."""
     run_file = write_run_file(tmp_path / "run.toml", digits_run(run_name, num_rounds=2, num_nodes=2))
-    status = NodeStatus(node="node-2", online=True, instance="ghost", num_examples=100, image_shape=[1, 8, 8], num_classes=10)
+    status = NodeStatus(
+        node="node-2",
+        online=True,
+        instance="ghost",
+        num_examples=100,
+        image_shape=[1, 8, 8],
+        num_classes=10,
+        capabilities=["fedavg", "float32"],
+    )
     address = BrokerAddress(host=own_mosquitto.host, port=own_mosquitto.port, username="node-2", password=own_mosquitto.passwords["node-2"])
     ghost = MqttTransport(address, client_id="ghost", on_event=lambda _event: None)
     ghost.start()
