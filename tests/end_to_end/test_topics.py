@@ -18,6 +18,7 @@ from federation import topics
 from federation.chunks import parse_chunk
 from federation.messages import (
     Ack,
+    AggregatorStatus,
     GlobalManifest,
     Message,
     MetricsReport,
@@ -42,6 +43,7 @@ IDLER = "node-2"
 
 MESSAGES: Mapping[type[topics.Topic], type[Message]] = {
     topics.StateTopic: RunState,
+    topics.AggregatorTopic: AggregatorStatus,
     topics.StatusTopic: NodeStatus,
     topics.PlanTopic: RoundPlan,
     topics.GlobalManifestTopic: GlobalManifest,
@@ -172,7 +174,11 @@ def test_the_broker_holds_the_last_of_each_retained_topic_and_nothing_else(watch
 def test_what_is_held_is_whole(watched: WatchedRun) -> None:
     """Per round a plan, a result, the global model and each worker's update; the final model as that of one round more."""
     held = {topics.parse_topic(topic) for topic in watched.held}
-    expected: set[topics.Topic] = {topics.StateTopic(RUN), *(topics.StatusTopic(RUN, node) for node in (*WORKERS, IDLER))}
+    expected: set[topics.Topic] = {
+        topics.StateTopic(RUN),
+        topics.AggregatorTopic(RUN),
+        *(topics.StatusTopic(RUN, node) for node in (*WORKERS, IDLER)),
+    }
     for number in range(1, NUM_ROUNDS + 2):
         manifest = topics.GlobalManifestTopic(RUN, number)
         num_chunks = len(parse(GlobalManifest, watched.held[str(manifest)]).chunk_sha256)

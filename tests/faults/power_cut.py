@@ -38,10 +38,22 @@ def cut_power(folders: Iterable[Path], ledger: Path, random: Random) -> list[str
         for path in sorted(folder.rglob("*")):
             if path.is_file() and not path.is_symlink():
                 done += _tear(path, synced, random)
-    # Whatever is left is what the next process finds on its disk.
     for line in _files(ledger):
         line.unlink()
+    _note_survivors(folders, ledger)
     return done
+
+
+def _note_survivors(folders: Iterable[Path], ledger: Path) -> None:
+    """Begin the next life's ledger with what the process finds on its disk: that has survived, and no later cut takes it."""
+    ledger.mkdir(parents=True, exist_ok=True)
+    with (ledger / LEDGER_NAME).open("w", encoding="utf-8") as file:
+        for folder in folders:
+            for path in sorted(folder.rglob("*")):
+                if path.is_file() and not path.is_symlink():
+                    facts = path.stat()
+                    line = {"synced": facts.st_ino, "size": facts.st_size, "mtime_ns": facts.st_mtime_ns}
+                    file.write(json.dumps(line) + "\n")
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
