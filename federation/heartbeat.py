@@ -39,7 +39,8 @@ def say_problem(folder: Path, problem: str) -> Path | None:
     """Return the heartbeat of a process without a problem; for one with a problem leave the sentence in its place, and return None."""
     note, heartbeat = folder / PROBLEM_NAME, folder / HEARTBEAT_NAME
     if not problem:
-        note.unlink(missing_ok=True)
+        if note.exists():  # a read-only disk refuses even to remove what is not there
+            note.unlink()
         return heartbeat
     heartbeat.unlink(missing_ok=True)
     note.write_text(problem, encoding="utf-8")
