@@ -7,6 +7,7 @@ Exit status of every command: 0 done, 1 it could not be done, 2 the command line
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,11 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
+
+
+def program() -> str:
+    """Return what to type for `fedmq` here: in a clone, whose environment is on nobody's PATH, its script."""
+    return "fedmq" if shutil.which("fedmq") else "scripts/fedmq"
 
 
 def print_json(value: object) -> None:

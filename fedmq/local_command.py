@@ -153,8 +153,8 @@ def _run_here(
     console.print_summary(summary)
     console.out.print(f"wrote summary.json, model.safetensors, metrics.jsonl, curves.png to {folder}", markup=False)
     console.out.print("next:", markup=False)
-    for line in (f"fedmq report {folder}", f"fedmq replay {folder}", f"fedmq export {folder}"):
-        console.out.print(f"  {line}", markup=False, soft_wrap=True)
+    for name in ("report", "replay", "export"):
+        console.out.print(f"  {console.program()} {name} {folder}", markup=False, soft_wrap=True)
 
 
 def _show_interrupted(settings: RunSettings, folder: Path, command: str) -> None:
@@ -167,7 +167,7 @@ def _show_interrupted(settings: RunSettings, folder: Path, command: str) -> None
     if (folder / STATE / "aggregator").is_dir():
         kept = f"rounds 1 to {num_done} are kept in {folder}, with model, curves and table" if num_done else "no round was finished yet"
         console.err.print(f"interrupted after round {num_done} of {settings.num_rounds}: {kept}", style="red", markup=False, soft_wrap=True)
-        console.err.print(f"go on with: fedmq {command} --resume {folder}", markup=False, soft_wrap=True)
+        console.err.print(f"go on with: {console.program()} {command} --resume {folder}", markup=False, soft_wrap=True)
     else:
         console.err.print("interrupted before the run had begun: nothing to keep", style="red", markup=False)
 

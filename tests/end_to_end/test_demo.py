@@ -19,6 +19,7 @@ import tomli_w
 from PIL import Image
 
 from federation.settings import load_run_file
+from fedmq.console import program
 from fedmq.simulate import run_simulation
 from tests.cli.command import fedmq
 from tests.end_to_end.processes import WAIT_SECONDS, Processes, alive, descendants, read_json, rounds_done, wait_until
@@ -217,7 +218,7 @@ def test_a_signal_in_mid_run_leaves_nothing_behind(number: signal.Signals, tmp_p
     assert alive(demo.processes) == set()
     assert demo.left_behind == []
     assert len(demo.summary["rounds"]) >= 1, "what was done stays recorded"
-    assert f"go on with: fedmq demo --resume {demo.out}" in demo.output
+    assert f"go on with: {program()} demo --resume {demo.out}" in demo.output
     model = (demo.out / "model.safetensors").read_bytes()
     assert hashlib.sha256(model).hexdigest() == demo.summary["global_digest"]
     assert (demo.out / "curves.png").stat().st_size > 0
@@ -250,7 +251,7 @@ def test_an_interrupted_simulation_goes_on_to_the_model_of_an_undisturbed_one(tm
         simulation.send_signal(signal.SIGINT)
         assert simulation.wait(WAIT_SECONDS) == 3
     output = (tmp_path / "simulation.log").read_text(encoding="utf-8")
-    assert f"go on with: fedmq simulate --resume {out}" in output
+    assert f"go on with: {program()} simulate --resume {out}" in output
     assert "Traceback" not in output
     assert (out / "model.safetensors").exists()
     resumed = fedmq("simulate", "--resume", out, "--json")
