@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import ValidationError
-
 from federation.errors import SettingsError
 from federation.learning.algorithms.algorithm import Algorithm, NodeState, Trained, Trainer, Update, Upload, mean
 from federation.learning.algorithms.class_aware import ClassAware
@@ -28,8 +26,7 @@ from federation.learning.algorithms.krum import Krum
 from federation.learning.algorithms.multi_krum import MultiKrum
 from federation.learning.algorithms.scaffold import Scaffold
 from federation.learning.algorithms.trimmed_mean import TrimmedMean
-from federation.learning.own_code import is_own, load_own
-from federation.setting_types import describe_settings_error
+from federation.learning.named_kinds import check_named, kind_of
 
 __all__ = [
     "ALGORITHMS",
@@ -78,13 +75,7 @@ def algorithm_class(name: str) -> type[Algorithm]:
     Raises:
         SettingsError: there is none.
     """
-    if is_own(name):
-        own: type[Algorithm] = load_own(name, Algorithm)
-        return own
-    kind = ALGORITHMS.get(name)
-    if kind is None:
-        raise SettingsError(f"there is no method {name!r}; there are {', '.join(sorted(ALGORITHMS))}")
-    return kind
+    return kind_of(name, ALGORITHMS, Algorithm, word="method")
 
 
 def check_method(values: object) -> Algorithm.Settings:
@@ -93,16 +84,7 @@ def check_method(values: object) -> Algorithm.Settings:
     Raises:
         ValueError: there is no such method, or a setting is not one of its own or out of bounds.
     """
-    if isinstance(values, Algorithm.Settings):
-        return values
-    if not isinstance(values, Mapping) or not isinstance(name := values.get("name", "fedavg"), str):
-        raise ValueError("give a table with a name")  # noqa: TRY004 - pydantic takes ValueErrors alone
-    try:
-        return algorithm_class(name).Settings.model_validate({"name": name, **values})
-    except ValidationError as error:
-        raise ValueError(describe_settings_error(error, name)) from None
-    except SettingsError as error:
-        raise ValueError(f"name: {error}") from None
+    return check_named(values, Algorithm.Settings, default="fedavg", settings_of=lambda name: algorithm_class(name).Settings)
 
 
 def build_algorithm(name: str, settings: Mapping[str, Any], *, num_nodes: int) -> Algorithm:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import ValidationError
-
 from federation.errors import SettingsError
 from federation.learning.codecs.codec import Codec
 from federation.learning.codecs.encoding import decode_sets, encode_sets, flatten, unflatten, wire_signature
@@ -14,8 +12,7 @@ from federation.learning.codecs.float16 import Float16
 from federation.learning.codecs.float32 import Float32
 from federation.learning.codecs.int8 import Int8
 from federation.learning.codecs.topk import TopK
-from federation.learning.own_code import is_own, load_own
-from federation.setting_types import describe_settings_error
+from federation.learning.named_kinds import check_named, kind_of
 
 __all__ = [
     "CODECS",
@@ -43,13 +40,7 @@ def codec_class(name: str) -> type[Codec]:
     Raises:
         SettingsError: there is none.
     """
-    if is_own(name):
-        own: type[Codec] = load_own(name, Codec)
-        return own
-    kind = CODECS.get(name)
-    if kind is None:
-        raise SettingsError(f"there is no codec {name!r}; there are {', '.join(sorted(CODECS))}")
-    return kind
+    return kind_of(name, CODECS, Codec, word="codec")
 
 
 def check_codec(values: object) -> Codec.Settings:
@@ -58,16 +49,7 @@ def check_codec(values: object) -> Codec.Settings:
     Raises:
         ValueError: there is no such codec, or a setting is not one of its own or out of bounds.
     """
-    if isinstance(values, Codec.Settings):
-        return values
-    if not isinstance(values, Mapping) or not isinstance(name := values.get("name", "float32"), str):
-        raise ValueError("give a table with a name")  # noqa: TRY004 - pydantic takes ValueErrors alone
-    try:
-        return codec_class(name).Settings.model_validate({"name": name, **values})
-    except ValidationError as error:
-        raise ValueError(describe_settings_error(error, name)) from None
-    except SettingsError as error:
-        raise ValueError(f"name: {error}") from None
+    return check_named(values, Codec.Settings, default="float32", settings_of=lambda name: codec_class(name).Settings)
 
 
 def build_codec(name: str, settings: Mapping[str, Any]) -> Codec:
